@@ -1,0 +1,34 @@
+//! What may be handed out, to whom, and how fresh it is. Knows neither AWS, HTTP nor SSH.
+
+pub(crate) mod role;
+pub(crate) mod secret;
+
+use secret::RoleCredentials;
+
+use crate::human::BoxFuture;
+
+/// Where the credentials of one role come from; `aws` implements it.
+pub(crate) trait RoleSource: Send + Sync {
+    /// Fetches new credentials. Callers make sure that at most one fetch per source is under way.
+    ///
+    /// Ends by itself within the deadlines of the implementation, and never waits for a human.
+    fn fetch(&self) -> BoxFuture<'_, Result<RoleCredentials, FetchError>>;
+}
+
+/// Why no credentials came, by what can be done about it. Each text is one sentence for the person at the host or the laptop.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    /// A person has to log in again; asking AWS again before that is useless.
+    #[error("{sentence}")]
+    LoginNeeded { sentence: String },
+    /// AWS says that this identity may not have this role, or that there is no such role.
+    #[error("{sentence}")]
+    Denied { sentence: String },
+    /// Worth another try after a while: throttled, unreachable, garbled.
+    #[error("{sentence}")]
+    Transient {
+        sentence: String,
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+}

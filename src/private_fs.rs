@@ -1,0 +1,239 @@
+//! Files that nobody but their owner may read: 0600 from the first byte, replaced whole or not at all.
+//!
+//! Reads refuse what an attacker or an accident could put in the way: symlinks, fifos, devices, files of
+//! another user, files that others may read or change, files that are larger than their kind can be.
+
+use std::{
+    fs::{DirBuilder, File},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    fs::{AtFlags, CWD, FlockOperation, Mode, OFlags},
+    io::Errno,
+};
+use zeroize::Zeroizing;
+
+/// The largest cache file we read, in bytes. An SSO token file is about 4 KB.
+pub(crate) const LARGEST: u64 = 1 << 20;
+
+/// What went wrong with one file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("could not {verb} `{}`", path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error("`{}` is {found}, not a regular file", path.display())]
+    NotAFile { path: PathBuf, found: &'static str },
+    #[error("`{}` belongs to uid {uid}, not to you", path.display())]
+    Foreign { path: PathBuf, uid: u32 },
+    #[error("`{}` can be read or changed by others (mode {mode:04o})", path.display())]
+    Exposed { path: PathBuf, mode: u32 },
+    #[error("`{}` is larger than {LARGEST} bytes", path.display())]
+    TooLarge { path: PathBuf },
+    #[error("`{}` is locked by another process", path.display())]
+    Busy { path: PathBuf },
+}
+
+impl Error {
+    /// Returns what the person can do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Exposed { path, .. } => Some(format!("run `chmod go= '{}'`", path.display())),
+            Self::NotAFile { path, .. } | Self::TooLarge { path } => {
+                Some(format!("move `{}` away; it is made anew at the next login", path.display()))
+            }
+            Self::Foreign { .. } | Self::Io { .. } | Self::Busy { .. } => None,
+        }
+    }
+}
+
+/// Who may see a file besides its owner.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Sharing {
+    /// Nobody: tokens and keys.
+    Nobody,
+    /// Others may read it but not change it: configuration, known hosts.
+    ReadOnly,
+}
+
+/// Reads a file that holds secrets; `None` when there is no such file.
+pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+    read_as(path, Sharing::Nobody, OFlags::NOFOLLOW)
+}
+
+/// Reads a configuration file, following symlinks as its owner meant; `None` when there is no such file.
+pub(crate) fn read_config(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+    read_as(path, Sharing::ReadOnly, OFlags::empty())
+}
+
+fn read_as(path: &Path, sharing: Sharing, follow: OFlags) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+    let io = |source: io::Error| Error::Io { verb: "read", path: path.to_owned(), source };
+    // Non-blocking, or opening a fifo would wait for a writer that may never come.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | follow;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(Errno::LOOP) => return Err(Error::NotAFile { path: path.to_owned(), found: "a symbolic link" }),
+        Err(errno) => return Err(io(errno.into())),
+    };
+    let metadata = file.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        let found = if metadata.is_dir() { "a directory" } else { "a device, socket or pipe" };
+        return Err(Error::NotAFile { path: path.to_owned(), found });
+    }
+    let owner = metadata.uid();
+    if owner != rustix::process::geteuid().as_raw() && !(sharing == Sharing::ReadOnly && owner == 0) {
+        return Err(Error::Foreign { path: path.to_owned(), uid: owner });
+    }
+    let forbidden = match sharing {
+        Sharing::Nobody => 0o077,
+        Sharing::ReadOnly => 0o022,
+    };
+    if metadata.mode() & forbidden != 0 {
+        return Err(Error::Exposed { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(Error::TooLarge { path: path.to_owned() });
+    }
+    Ok(Some(bytes))
+}
+
+/// Replaces `path` by `bytes`, mode 0600: the old content or the new one, never a part of either.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let io = |source: io::Error| Error::Io { verb: "write", path: path.to_owned(), source };
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io(io::ErrorKind::InvalidInput.into()));
+    };
+    create_directory(directory)?;
+    let mut suffix = [0u8; 8];
+    aws_lc_rs::rand::fill(&mut suffix).map_err(|_| io(io::Error::other("no random bytes")))?;
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{:016x}.tmp", u64::from_ne_bytes(suffix)));
+    let temporary = directory.join(temporary);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fd = rustix::fs::open(&temporary, flags, Mode::RUSR | Mode::WUSR).map_err(|e| io(e.into()))?;
+    let mut file = File::from(fd);
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(&temporary, path))
+        // The rename itself must survive a power cut, or an old refresh token comes back from the dead.
+        .and_then(|()| File::open(directory)?.sync_all());
+    if let Err(source) = written {
+        // Best effort: the first error is the one to tell.
+        drop(std::fs::remove_file(&temporary));
+        return Err(io(source));
+    }
+    Ok(())
+}
+
+/// Creates `path` and its missing parents, 0700.
+pub(crate) fn create_directory(path: &Path) -> Result<(), Error> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| Error::Io {
+        verb: "create",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Opens a 0600 file for appending whole lines, creating it and its directory.
+pub(crate) fn append(path: &Path) -> Result<File, Error> {
+    if let Some(directory) = path.parent() {
+        create_directory(directory)?;
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags | OFlags::NONBLOCK, Mode::RUSR | Mode::WUSR)
+        .map(File::from)
+        .map_err(|e| Error::Io { verb: "open", path: path.to_owned(), source: e.into() })
+}
+
+/// Removes `path`; that there is none is fine.
+pub(crate) fn remove(path: &Path) -> Result<(), Error> {
+    match rustix::fs::unlinkat(CWD, path, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(Error::Io { verb: "remove", path: path.to_owned(), source: e.into() }),
+    }
+}
+
+/// An advisory lock on a file, held until dropped. The kernel releases it when its holder dies.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+/// Takes the lock file `path`, waiting for at most `patience`. Blocks: call it off the runtime's thread.
+pub(crate) fn lock(path: &Path, patience: Duration) -> Result<Lock, Error> {
+    let file = append(path)?;
+    let until = Instant::now() + patience;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Lock { _file: file }),
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(Errno::WOULDBLOCK) => return Err(Error::Busy { path: path.to_owned() }),
+            Err(e) => return Err(Error::Io { verb: "lock", path: path.to_owned(), source: e.into() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_back_and_private() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("a/b/token.json");
+        assert!(read(&path).unwrap().is_none());
+        write(&path, b"one").unwrap();
+        write(&path, b"two").unwrap();
+        assert_eq!(read(&path).unwrap().unwrap().as_slice(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, 0o700);
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn what_others_could_have_put_there_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("token");
+        write(&path, b"x").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(read(&path), Err(Error::Exposed { mode: 0o640, .. })));
+        assert!(read_config(&path).is_ok());
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o620)).unwrap();
+        assert!(matches!(read_config(&path), Err(Error::Exposed { .. })));
+
+        let link = home.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(matches!(read(&link), Err(Error::NotAFile { .. })));
+        assert!(matches!(read(home.path()), Err(Error::NotAFile { found: "a directory", .. })));
+
+        let fifo = home.path().join("fifo");
+        rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        assert!(matches!(read(&fifo), Err(Error::NotAFile { .. })));
+
+        let huge = home.path().join("huge");
+        write(&huge, &vec![0; LARGEST as usize + 1]).unwrap();
+        assert!(matches!(read(&huge), Err(Error::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_lock_is_held_by_one() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("lock");
+        let held = lock(&path, Duration::ZERO).unwrap();
+        assert!(matches!(lock(&path, Duration::from_millis(30)), Err(Error::Busy { .. })));
+        drop(held);
+        lock(&path, Duration::ZERO).unwrap();
+    }
+}
