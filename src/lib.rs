@@ -7,3 +7,4 @@ mod creds;
 mod human;
 mod printable;
 mod private_fs;
+mod ssh;

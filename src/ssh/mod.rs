@@ -1,0 +1,3 @@
+//! A client connection to one host; knows nothing of AWS or HTTP.
+
+pub(crate) mod target;

@@ -1,0 +1,71 @@
+//! One host to connect to, with everything that ssh_config and the command line said about it.
+
+use std::{path::PathBuf, time::Duration};
+
+/// Where to connect, as whom, and what to trust: `ssh::config` makes it, `ssh::session` uses it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Target {
+    /// The host as typed; what `Host` patterns matched and what messages call it.
+    pub(crate) original: String,
+    /// The name or address to dial (`HostName`).
+    pub(crate) hostname: String,
+    pub(crate) port: u16,
+    pub(crate) user: String,
+    /// The name that known_hosts is asked for instead of `hostname` (`HostKeyAlias`).
+    pub(crate) host_key_alias: Option<String>,
+    pub(crate) address_family: AddressFamily,
+    /// Bounds dialling, version exchange and key exchange, as `ConnectTimeout` does.
+    pub(crate) connect_timeout: Duration,
+    pub(crate) identities: Identities,
+    pub(crate) known_hosts: KnownHostsFiles,
+    pub(crate) strict_host_key_checking: StrictHostKeyChecking,
+    /// `--host-key SHA256:…`: the only key that this host may have; known_hosts is not asked.
+    pub(crate) pinned_host_key: Option<String>,
+    /// `ServerAliveInterval`; ours is 15 s where the configuration says nothing.
+    pub(crate) server_alive_interval: Duration,
+    /// `ServerAliveCountMax`; the link is dead after interval × count.
+    pub(crate) server_alive_count_max: usize,
+    /// Never ask a person (`--batch`, `BatchMode`).
+    pub(crate) batch: bool,
+}
+
+/// `AddressFamily`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum AddressFamily {
+    Any,
+    Inet,
+    Inet6,
+}
+
+/// What we authenticate with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Identities {
+    /// `IdentityFile`s in order; the defaults where none is configured.
+    pub(crate) files: Vec<PathBuf>,
+    /// Whether `files` were named by the user; a default that does not exist is not worth a word.
+    pub(crate) explicit: bool,
+    /// `IdentitiesOnly`: offer only keys of the agent whose public half is among `files`.
+    pub(crate) only: bool,
+    /// The agent's socket (`IdentityAgent`, `SSH_AUTH_SOCK`); `None` for no agent.
+    pub(crate) agent: Option<PathBuf>,
+}
+
+/// Where host keys are looked up, and where a new one is written: the first of `user`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct KnownHostsFiles {
+    pub(crate) user: Vec<PathBuf>,
+    pub(crate) global: Vec<PathBuf>,
+    /// `HashKnownHosts`.
+    pub(crate) hash: bool,
+}
+
+/// `StrictHostKeyChecking`. A changed or revoked key stops us whatever this says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum StrictHostKeyChecking {
+    /// A new key is refused.
+    Yes,
+    /// A new key is shown to the person; refused when nobody can answer.
+    Ask,
+    /// A new key of an unknown host is written down and used.
+    AcceptNew,
+}
