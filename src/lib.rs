@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod aws;
+mod backoff;
 mod clock;
 mod creds;
 mod human;

@@ -1,0 +1,89 @@
+//! How long to wait between tries: full jitter, so that many who failed together do not come back together.
+//!
+//! Only numbers; the waiting and the giving up are the caller's.
+
+use std::time::Duration;
+
+/// The waits of one series of tries.
+#[derive(Clone, Debug)]
+pub(crate) struct Backoff {
+    base: Duration,
+    cap: Duration,
+    failures: u32,
+}
+
+impl Backoff {
+    /// Starts a series whose first wait is at most `base` and whose later ones double up to `cap`.
+    pub(crate) const fn new(base: Duration, cap: Duration) -> Self {
+        Self { base, cap, failures: 0 }
+    }
+
+    /// Counts a failure and returns how long to wait before the next try.
+    ///
+    /// `random` is uniform in 0.0..1.0, such as [`random`] gives.
+    pub(crate) fn next(&mut self, random: f64) -> Duration {
+        let wait = full_jitter(self.base, self.cap, self.failures, random);
+        self.failures = self.failures.saturating_add(1);
+        wait
+    }
+
+    /// Starts over after a success.
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Returns how many failures there were since the last success.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
+    }
+}
+
+/// Returns `random` × min(`cap`, `base` × 2^`failures`).
+pub(crate) fn full_jitter(base: Duration, cap: Duration, failures: u32, random: f64) -> Duration {
+    let ceiling = 2u32.checked_pow(failures).map_or(cap, |factor| base.saturating_mul(factor)).min(cap);
+    let random = if random.is_finite() { random.clamp(0.0, 1.0) } else { 1.0 };
+    ceiling.mul_f64(random)
+}
+
+/// Returns a uniform number in 0.0..1.0; 0.5 where the system has no randomness to give.
+pub(crate) fn random() -> f64 {
+    let mut bytes = [0u8; 4];
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => f64::from(u32::from_ne_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
+        Err(_) => 0.5,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BASE: Duration = Duration::from_millis(500);
+    const CAP: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn the_longest_waits_double_up_to_the_cap() {
+        let mut backoff = Backoff::new(BASE, CAP);
+        let waits: Vec<_> = (0..9).map(|_| backoff.next(1.0).as_millis()).collect();
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
+        assert_eq!(backoff.failures(), 9);
+        backoff.reset();
+        assert_eq!(backoff.next(1.0), BASE);
+    }
+
+    #[test]
+    fn randomness_spreads_the_whole_range() {
+        assert_eq!(full_jitter(BASE, CAP, 3, 0.0), Duration::ZERO);
+        assert_eq!(full_jitter(BASE, CAP, 3, 0.5), Duration::from_secs(2));
+        assert!((0..100).all(|_| (0.0..1.0).contains(&random())));
+    }
+
+    proptest! {
+        #[test]
+        fn no_wait_is_longer_than_the_cap(failures: u32, random: f64) {
+            prop_assert!(full_jitter(BASE, CAP, failures, random) <= CAP);
+        }
+    }
+}
