@@ -1,0 +1,393 @@
+//! Which token opens what, for whom. A [`Grant`] is one profile on one host; [`Grants`] are all of one tunnel.
+//!
+//! A token opens exactly its own grant. Everything else that a caller can try ends in one of the [`Refused`], all
+//! of which but one look alike from outside. Revoking is the first act of every stop: what was revoked is gone for
+//! requests that are under way as well.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use subtle::{Choice, ConditionallySelectable as _};
+use tokio::{
+    sync::{Notify, watch},
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep, timeout},
+};
+
+pub(crate) use super::stranger::Admitted;
+use super::{
+    FetchError,
+    cache::{Cache, Due, Status, Unavailable},
+    caller::Uid,
+    role::{ProfileName, Region, Role},
+    secret::{BearerToken, RoleCredentials},
+    stranger::{BURST, Strangers},
+};
+use crate::audit::{Entry, Event, Log, Public, Text};
+
+/// The wall clock may jump while we sleep by the monotonic one: look at it at least this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// A refresh token that AWS has just replaced should be saved, but an end takes 2 s in all.
+const LANDING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// One profile on one host, with a token of its own. It exists, so policy said yes.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    pub(crate) profile: ProfileName,
+    /// Where it leads, as far as the configuration says; `None` for sources that know only themselves.
+    pub(crate) role: Option<Role>,
+    pub(crate) region: Option<Region>,
+    pub(crate) output: Option<String>,
+    pub(crate) token: BearerToken,
+    cache: Arc<Cache>,
+    revoked: AtomicBool,
+}
+
+impl Grant {
+    /// Returns a grant whose credentials come from `cache`. It opens nothing before [`Grants::add`].
+    pub(crate) fn new(
+        profile: ProfileName,
+        role: Option<Role>,
+        region: Option<Region>,
+        output: Option<String>,
+        token: BearerToken,
+        cache: Arc<Cache>,
+    ) -> Self {
+        Self { profile, role, region, output, token, cache, revoked: AtomicBool::new(false) }
+    }
+
+    /// Returns valid credentials, waiting for them until `deadline` when there are none yet.
+    pub(crate) async fn credentials(&self, deadline: Instant) -> Result<Arc<RoleCredentials>, Unavailable> {
+        self.cache.get(deadline).await
+    }
+
+    /// Returns what is known about the credentials.
+    pub(crate) fn status(&self) -> Status {
+        self.cache.status()
+    }
+
+    /// Returns whether it has been taken back; checked once more right before every answer.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    fn entry(&self, event: Event) -> Entry {
+        Entry {
+            event,
+            profile: Some(Text::of(&self.profile)),
+            role: self.role.as_ref().map(Text::of),
+            ..Entry::default()
+        }
+    }
+}
+
+impl Public for ProfileName {}
+impl Public for Role {}
+
+/// What a request asks for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Route {
+    /// `/`
+    Default,
+    /// `/slot/<profile>`
+    Slot(ProfileName),
+    /// `/healthcheck`, and `/healthcheck/slot/<profile>`
+    Health(Option<ProfileName>),
+    /// Any other path: nobody's, and refused like a wrong token.
+    Unknown,
+}
+
+/// Why a caller gets nothing. Only [`Self::NoAuthorization`] may be told apart from outside.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Refused {
+    /// No `Authorization` header at all: an SDK that is too old for token files.
+    NoAuthorization,
+    /// No grant has this token.
+    WrongToken,
+    /// The token of a grant, and a path that is not its own.
+    WrongPath,
+    /// Another user of the host.
+    Foreign,
+    /// Another user of the host, who has a token of ours.
+    Theft,
+}
+
+impl Refused {
+    /// Returns the word for it in the audit log.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::NoAuthorization => "no_authorization",
+            Self::WrongToken => "wrong_token",
+            Self::WrongPath => "wrong_path",
+            Self::Foreign => "foreign_uid",
+            // A word of its own, or the alarm would drown in a burst of wrong tokens.
+            Self::Theft => "token_theft_suspected",
+        }
+    }
+}
+
+/// All grants of one tunnel. They outlive its connections.
+#[derive(Debug)]
+pub(crate) struct Grants {
+    state: Mutex<State>,
+    strangers: Strangers,
+    log: Log,
+    wake: Arc<Notify>,
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    list: Vec<Arc<Grant>>,
+    /// The profile that was added first. When it is revoked, no other takes its place at `/`.
+    default: Option<ProfileName>,
+    allowed: Vec<Uid>,
+    closed: bool,
+}
+
+/// The tunnel is being stopped, so nothing can be granted any more.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the tunnel is being stopped")]
+pub(crate) struct Closed;
+
+impl Grants {
+    /// Returns no grants, open to nobody.
+    pub(crate) fn new(log: Log) -> Arc<Self> {
+        let (changes, _) = watch::channel(0);
+        Arc::new(Self {
+            state: Mutex::default(),
+            strangers: Strangers::new(log.clone()),
+            log,
+            wake: Arc::default(),
+            changes,
+        })
+    }
+
+    /// Sets whose requests are answered: the login's uid on the host, and those of `--allow-uid`.
+    pub(crate) fn allow(&self, uids: impl IntoIterator<Item = Uid>) {
+        self.state().allowed = uids.into_iter().collect();
+    }
+
+    /// Adds a grant, in the place of the one with the same profile if there is one. The first is the default.
+    pub(crate) fn add(&self, grant: Grant) -> Result<Arc<Grant>, Closed> {
+        let grant = Arc::new(grant);
+        let replaced = {
+            let mut state = self.state();
+            if state.closed {
+                return Err(Closed);
+            }
+            match state.list.iter_mut().find(|known| known.profile == grant.profile) {
+                Some(known) => Some(std::mem::replace(known, Arc::clone(&grant))),
+                None => {
+                    state.list.push(Arc::clone(&grant));
+                    state.default.get_or_insert_with(|| grant.profile.clone());
+                    None
+                }
+            }
+        };
+        if let Some(replaced) = replaced {
+            self.end(&replaced);
+        }
+        self.log.record(grant.entry(Event::GrantAdded));
+        grant.cache.attach(&self.wake);
+        self.changed();
+        Ok(grant)
+    }
+
+    /// Returns the default grant.
+    pub(crate) fn default_grant(&self) -> Option<Arc<Grant>> {
+        let state = self.state();
+        state.list.iter().find(|grant| state.default.as_ref() == Some(&grant.profile)).cloned()
+    }
+
+    /// Returns all grants, in the order in which their profiles were added.
+    pub(crate) fn list(&self) -> Vec<Arc<Grant>> {
+        self.state().list.clone()
+    }
+
+    /// Returns the grant that `authorization` opens for `caller`, if `route` leads to it.
+    pub(crate) fn open(
+        &self,
+        route: &Route,
+        authorization: Option<&[u8]>,
+        caller: Uid,
+    ) -> Result<Arc<Grant>, Refused> {
+        let state = self.state();
+        let opened = authorization.and_then(|presented| opened_by(&state.list, presented));
+        if !state.allowed.contains(&caller) {
+            return Err(if opened.is_some() { Refused::Theft } else { Refused::Foreign });
+        }
+        if authorization.is_none() {
+            return Err(Refused::NoAuthorization);
+        }
+        let grant = opened.ok_or(Refused::WrongToken)?;
+        let leads_there = match route {
+            Route::Default | Route::Health(None) => state.default.as_ref() == Some(&grant.profile),
+            Route::Slot(profile) | Route::Health(Some(profile)) => *profile == grant.profile,
+            Route::Unknown => false,
+        };
+        if leads_there { Ok(grant) } else { Err(Refused::WrongPath) }
+    }
+
+    /// Returns whether requests of `caller` may be answered.
+    pub(crate) fn is_ours(&self, caller: Uid) -> bool {
+        self.state().allowed.contains(&caller)
+    }
+
+    /// Returns leave to answer somebody who is not proven to be our user; `None`: close without a word.
+    pub(crate) fn admit_stranger(&self) -> Option<Admitted<'_>> {
+        self.strangers.admit()
+    }
+
+    /// Logs a refused stranger; bursts become one line with a count.
+    pub(crate) fn note_stranger(&self, uid: Option<Uid>, entry: Entry) {
+        let theft = entry.event == Event::TokenTheftSuspected;
+        if self.strangers.note(uid, entry) && theft {
+            let uid = uid.map(|uid| uid.0);
+            tracing::error!(uid, "another user of the host presented a token of ours; it was refused");
+        }
+    }
+
+    /// Logs a decision about a request of our own user.
+    pub(crate) fn note(&self, entry: Entry) {
+        self.log.record(entry);
+    }
+
+    /// Takes back the grant of one profile, and returns whether there was one.
+    pub(crate) fn revoke(&self, profile: &ProfileName) -> bool {
+        let revoked = {
+            let mut state = self.state();
+            let at = state.list.iter().position(|grant| grant.profile == *profile);
+            at.map(|at| state.list.remove(at))
+        };
+        if let Some(grant) = &revoked {
+            self.end(grant);
+            self.changed();
+        }
+        revoked.is_some()
+    }
+
+    /// Takes back everything, for good: the first act of every stop.
+    pub(crate) fn revoke_all(&self) {
+        let revoked = {
+            let mut state = self.state();
+            state.closed = true;
+            std::mem::take(&mut state.list)
+        };
+        for grant in &revoked {
+            self.end(grant);
+        }
+        self.changed();
+    }
+
+    /// Fetches the credentials of all grants at once and returns what came of each, in their order.
+    pub(crate) async fn first_fetch(
+        &self,
+    ) -> Vec<(ProfileName, Result<Arc<RoleCredentials>, Arc<FetchError>>)> {
+        let grants = self.list();
+        let mut flights = JoinSet::new();
+        for (at, grant) in grants.iter().enumerate() {
+            let cache = Arc::clone(&grant.cache);
+            flights.spawn(async move { (at, cache.first().await) });
+        }
+        let mut landed = Vec::new();
+        while let Some(ended) = flights.join_next().await {
+            landed.push(reraise(ended));
+        }
+        landed.sort_by_key(|(at, _)| *at);
+        grants.iter().zip(landed).map(|(grant, (_, result))| (grant.profile.clone(), result)).collect()
+    }
+
+    /// Has everything that failed tried again now: after a login, or when the machine woke up.
+    pub(crate) fn poke(&self) {
+        for grant in self.list() {
+            grant.cache.poke();
+        }
+    }
+
+    /// Returns a value that changes whenever [`Grant::status`] of some grant, or their list, may have.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Keeps the credentials of all grants fresh until `shutdown` completes. The one task that fetches.
+    pub(crate) async fn run(&self, shutdown: impl Future<Output = ()>) {
+        let mut flights = JoinSet::new();
+        tokio::pin!(shutdown);
+        loop {
+            self.strangers.flush(BURST);
+            let mut wait = LONGEST_SLEEP;
+            for grant in self.list() {
+                match grant.cache.due() {
+                    Due::Now => {
+                        let cache = Arc::clone(&grant.cache);
+                        // Looks again whether it is due: we may be here twice before it starts.
+                        flights.spawn(async move { cache.fly_if_due().await });
+                    }
+                    Due::In(due) => wait = wait.min(due),
+                    // Its landing wakes us.
+                    Due::Flying => {}
+                }
+            }
+            tokio::select! {
+                () = &mut shutdown => break,
+                () = self.wake.notified() => {}
+                Some(ended) = flights.join_next() => {
+                    reraise(ended);
+                    self.changed();
+                }
+                () = sleep(wait) => {}
+            }
+        }
+        let landed = async {
+            while let Some(ended) = flights.join_next().await {
+                reraise(ended);
+            }
+        };
+        if timeout(LANDING_TIMEOUT, landed).await.is_err() {
+            tracing::debug!("gave up a fetch that was under way at the end");
+        }
+        self.strangers.flush(Duration::ZERO);
+    }
+
+    fn end(&self, grant: &Grant) {
+        grant.revoked.store(true, Ordering::Release);
+        self.log.record(grant.entry(Event::GrantRevoked));
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the grant with this token. Compares with every token, and does the same work wherever the right one
+/// stands.
+fn opened_by(list: &[Arc<Grant>], presented: &[u8]) -> Option<Arc<Grant>> {
+    let mut found = u32::MAX;
+    for (at, grant) in (0u32..).zip(list) {
+        let matches = Choice::from(u8::from(grant.token.matches(presented)));
+        found.conditional_assign(&at, matches);
+    }
+    list.get(usize::try_from(found).ok()?).cloned()
+}
+
+fn reraise<T>(ended: Result<T, JoinError>) -> T {
+    match ended {
+        Ok(value) => value,
+        // Nobody aborts these tasks, so they end or panic.
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
