@@ -10,4 +10,5 @@ mod creds;
 mod human;
 mod printable;
 mod private_fs;
+mod serve;
 mod ssh;
