@@ -7,4 +7,5 @@ mod creds;
 mod human;
 mod printable;
 mod private_fs;
+mod remote;
 mod ssh;
