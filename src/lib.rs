@@ -11,4 +11,5 @@ mod human;
 mod printable;
 mod private_fs;
 mod serve;
+mod remote;
 mod ssh;

@@ -1,0 +1,379 @@
+//! Which files lie in our directory on the host, and what is in them. Pure.
+//!
+//! Tokens come last, so that a disk that fills up half-way has no secret on it.
+
+use std::fmt::Write as _;
+
+use super::{
+    exports::{ConfigFiles, Environment, Settings, Shell, Token},
+    install::{Content, File, FileName},
+    quoted,
+};
+use crate::creds::{
+    role::{ProfileName, Region},
+    secret::BearerToken,
+};
+
+const CONFIG: &str = "config";
+const CREDENTIALS: &str = "credentials";
+const ENV_SH: &str = "env.sh";
+const SHELL_SH: &str = "shell.sh";
+const COMMAND_SH: &str = "command.sh";
+
+/// The longest encoded profile name that is used whole in a file name.
+const LONGEST_PROFILE: usize = 128;
+
+/// What a tunnel puts on the host.
+#[derive(Debug)]
+pub(crate) struct Layout<'a> {
+    pub(crate) port: u16,
+    /// The grant for whatever asks without a name.
+    pub(crate) default: Grant<'a>,
+    pub(crate) others: Vec<Grant<'a>>,
+    /// `--token env`: the default grant's token is in the environment, and so in `env.sh`.
+    pub(crate) token_in_environment: bool,
+    /// `--remote-config keep`: the host's own configuration stays in force.
+    pub(crate) keep_config: bool,
+    /// The command after `--`, as the login shell is to read it.
+    pub(crate) command: Option<&'a str>,
+}
+
+/// One grant as the host sees it.
+#[derive(Debug)]
+pub(crate) struct Grant<'a> {
+    pub(crate) profile: &'a ProfileName,
+    pub(crate) token: &'a BearerToken,
+    pub(crate) region: Option<&'a Region>,
+    /// The output format of the profile on the laptop; anything but a plain word is left out.
+    pub(crate) output: Option<&'a str>,
+}
+
+impl Layout<'_> {
+    /// Returns the environment of shells and commands, for files that lie in `directory`.
+    pub(crate) fn environment(&self, directory: &str) -> Environment {
+        let path = |name: &str| format!("{directory}/{name}");
+        let token = path(token_file(self.default.profile).as_str());
+        let (config, credentials) = (path(CONFIG), path(CREDENTIALS));
+        Environment::new(Settings {
+            port: self.port,
+            token: if self.token_in_environment {
+                Token::Environment(self.default.token.expose_for_token_file())
+            } else {
+                Token::File(&token)
+            },
+            region: self.default.region,
+            config: (!self.keep_config).then_some(ConfigFiles { config: &config, credentials: &credentials }),
+        })
+    }
+
+    /// Returns every file, for `directory`, which needs no quoting.
+    pub(crate) fn files(&self, directory: &str) -> Vec<File> {
+        let text = |name: &str, text: String| File { name: fixed(name), content: Content::text(text) };
+        let mut files = vec![
+            text(CONFIG, self.config()),
+            text(CREDENTIALS, String::new()),
+            text(SHELL_SH, shell_sh(directory)),
+        ];
+        if let Some(command) = self.command {
+            files.push(text(COMMAND_SH, command_sh(directory, command)));
+        }
+        let script = Shell::Sh.render(&self.environment(directory));
+        files.push(File { name: fixed(ENV_SH), content: Content::Text(script) });
+        // The default grant's file is there with `--token env` too, for processes that no shell of ours starts.
+        files.extend(std::iter::once(&self.default).chain(&self.others).map(|grant| File {
+            name: token_file(grant.profile),
+            content: Content::Secret(grant.token.expose_for_token_file()),
+        }));
+        files
+    }
+
+    /// Returns the configuration for SDKs on the host.
+    ///
+    /// A profile with only a region leaves the SDK to the container variables, which serve the default grant. So
+    /// only the default grant's profile is there: any other would silently get the default role, and one that is
+    /// missing is refused by every SDK.
+    fn config(&self) -> String {
+        let mut config = String::from("# Made by broker; removed when it ends.\n");
+        let Grant { profile, region, output, .. } = self.default;
+        let mut section = |header: &str| {
+            put(&mut config, format_args!("[{header}]\n"));
+            if let Some(region) = region {
+                put(&mut config, format_args!("region = {region}\n"));
+            }
+            let plain = |output: &&str| {
+                !output.is_empty() && output.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            };
+            if let Some(output) = output.filter(plain) {
+                put(&mut config, format_args!("output = {output}\n"));
+            }
+        };
+        section("default");
+        if profile.as_str() != "default" {
+            section(&header(profile));
+        }
+        config
+    }
+}
+
+/// Returns the command for a channel with a terminal: the login shell, in our environment.
+pub(crate) fn shell_command(directory: &str) -> String {
+    format!("exec /bin/sh {directory}/{SHELL_SH}")
+}
+
+/// Returns the command for a channel that runs [`Layout::command`].
+pub(crate) fn command_command(directory: &str) -> String {
+    format!("exec /bin/sh {directory}/{COMMAND_SH}")
+}
+
+/// Returns what to paste into a POSIX shell that we did not start.
+pub(crate) fn source_line(directory: &str) -> String {
+    format!(". {directory}/{ENV_SH}")
+}
+
+/// Returns the name of the file with the token of `profile`.
+///
+/// Bytes other than letters, digits, `.`, `_` and `-` are written as `=XX`, so that different profiles have
+/// different files; a very long name is cut and told apart by its digest.
+pub(crate) fn token_file(profile: &ProfileName) -> FileName {
+    let mut encoded = String::new();
+    for byte in profile.as_str().bytes() {
+        if byte.is_ascii_alphanumeric() || b"._-".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            put(&mut encoded, format_args!("={byte:02X}"));
+        }
+    }
+    if encoded.len() > LONGEST_PROFILE {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, profile.as_str().as_bytes());
+        encoded.truncate(LONGEST_PROFILE / 2);
+        // No encoded name holds `=-`.
+        encoded.push_str("=-");
+        for byte in digest.as_ref().iter().take(16) {
+            put(&mut encoded, format_args!("{byte:02x}"));
+        }
+    }
+    fixed(&format!("token-{encoded}"))
+}
+
+/// Returns the section header of a profile; botocore splits it as a shell would, so odd names are quoted.
+fn header(profile: &ProfileName) -> String {
+    let name = profile.as_str();
+    if name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@+:=,".contains(&b)) {
+        format!("profile {name}")
+    } else {
+        format!("profile \"{name}\"")
+    }
+}
+
+// sshd prints no message of the day when a command is given, so we do as it would. The program to run is kept
+// in $1, so that no variable of ours stays in the environment.
+fn shell_sh(directory: &str) -> String {
+    format!(
+        "if [ ! -e \"$HOME/.hushlogin\" ]; then\n  \
+           [ ! -r /run/motd.dynamic ] || cat /run/motd.dynamic\n  \
+           [ ! -r /etc/motd ] || cat /etc/motd\n\
+         fi\n\
+         . {directory}/{ENV_SH}\n\
+         {LOGIN_SHELL}\
+         exec \"$1\" -l\n"
+    )
+}
+
+fn command_sh(directory: &str, command: &str) -> String {
+    let command = quoted(command);
+    format!(". {directory}/{ENV_SH}\n{LOGIN_SHELL}exec \"$1\" -c {command}\n")
+}
+
+const LOGIN_SHELL: &str = "set -- \"${SHELL:-/bin/sh}\"\n\
+                           if [ ! -f \"$1\" ] || [ ! -x \"$1\" ]; then set -- /bin/sh; fi\n";
+
+fn fixed(name: &str) -> FileName {
+    #[expect(clippy::expect_used, reason = "our own names, and encoded ones, are safe and short")]
+    FileName::new(name).expect("a safe name")
+}
+
+fn put(text: &mut String, piece: std::fmt::Arguments<'_>) {
+    #[expect(clippy::expect_used, reason = "a String takes everything")]
+    text.write_fmt(piece).expect("infallible");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+
+    use proptest::prelude::*;
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn profile(name: &str) -> ProfileName {
+        name.parse().unwrap()
+    }
+
+    fn with_layout<T>(name: &str, command: Option<&str>, test: impl FnOnce(&Layout<'_>) -> T) -> T {
+        let (profile, other) = (profile(name), profile("other"));
+        let (token, other_token) = (BearerToken::generate().unwrap(), BearerToken::generate().unwrap());
+        let region = "eu-west-1".parse().unwrap();
+        test(&Layout {
+            port: 4144,
+            default: Grant { profile: &profile, token: &token, region: Some(&region), output: Some("json") },
+            others: vec![Grant { profile: &other, token: &other_token, region: None, output: None }],
+            token_in_environment: false,
+            keep_config: false,
+            command,
+        })
+    }
+
+    fn text_of<'a>(files: &'a [File], name: &str) -> &'a str {
+        let file = files.iter().find(|file| file.name.as_str() == name).expect(name);
+        match &file.content {
+            Content::Text(text) => text,
+            Content::Secret(secret) => secret.expose_secret(),
+        }
+    }
+
+    /// Writes the files as the helper would and runs a script of theirs.
+    fn run(directory: &Path, layout: &Layout<'_>, script: &str, environment: &[(&str, &str)]) -> String {
+        let path = directory.to_str().unwrap();
+        let files = layout.files(path);
+        for file in &files {
+            #[expect(clippy::disallowed_methods, reason = "no secret of anybody's")]
+            std::fs::write(directory.join(file.name.as_str()), text_of(&files, file.name.as_str())).unwrap();
+        }
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).env_clear().envs(environment.iter().copied());
+        let output = command.output().unwrap();
+        assert!(output.stderr.is_empty(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn tokens_are_alone_in_their_files_and_come_last() {
+        with_layout("team a", Some("true"), |layout| {
+            let files = layout.files("/d");
+            let names: Vec<_> = files.iter().map(|file| file.name.as_str()).collect();
+            assert_eq!(
+                names,
+                [
+                    "config",
+                    "credentials",
+                    "shell.sh",
+                    "command.sh",
+                    "env.sh",
+                    "token-team=20a",
+                    "token-other"
+                ]
+            );
+            assert_eq!(text_of(&files, "credentials"), "");
+            let token = layout.default.token.expose_for_token_file();
+            assert_eq!(text_of(&files, "token-team=20a"), token.expose_secret());
+            for file in files.iter().take(5) {
+                let text = text_of(&files, file.name.as_str());
+                assert!(!text.contains("Bearer") && !text.contains(&token.expose_secret()[7..]), "{file:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn only_the_default_grants_profile_can_be_named() {
+        let expected = |header: &str| {
+            let settings = "region = eu-west-1\noutput = json\n";
+            format!("# Made by broker; removed when it ends.\n[default]\n{settings}{header}{settings}")
+        };
+        for (name, header) in [
+            ("corp", "[profile corp]\n"),
+            ("team a", "[profile \"team a\"]\n"),
+            ("a#b", "[profile \"a#b\"]\n"),
+        ] {
+            with_layout(name, None, |layout| assert_eq!(layout.config(), expected(header)));
+        }
+        with_layout("default", None, |layout| assert_eq!(layout.config().matches('[').count(), 1));
+    }
+
+    #[test]
+    fn an_output_format_cannot_add_a_setting() {
+        with_layout("corp", None, |layout| {
+            let default = Grant { output: Some("json\ncredential_process = x"), ..layout.default };
+            let layout = Layout { default, others: vec![], ..*layout };
+            assert!(!layout.config().contains("credential_process") && !layout.config().contains("output"));
+        });
+    }
+
+    #[test]
+    fn the_login_shell_gets_the_message_of_the_day_and_the_environment() {
+        let directory = tempfile::tempdir().unwrap();
+        let shell = directory.path().join("my shell");
+        #[expect(clippy::disallowed_methods, reason = "no secret")]
+        std::fs::write(&shell, "#!/bin/sh\necho \"$0 $*\"; env\n").unwrap();
+        std::fs::set_permissions(&shell, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let home = directory.path().to_str().unwrap();
+        let environment = [
+            ("SHELL", shell.to_str().unwrap()),
+            ("HOME", home),
+            ("AWS_PROFILE", "stale"),
+            ("PATH", "/usr/bin:/bin"),
+        ];
+        with_layout("corp", None, |layout| {
+            let output = run(directory.path(), layout, &shell_command(home), &environment);
+            assert!(output.contains(&format!("{} -l\n", shell.display())), "{output}");
+            assert!(output.contains(&format!("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE={home}/token-corp\n")));
+            assert!(!output.contains("AWS_PROFILE"));
+            for motd in ["/run/motd.dynamic", "/etc/motd"] {
+                let motd = std::fs::read_to_string(motd).unwrap_or_default();
+                assert!(output.contains(&motd), "{output}");
+            }
+            let greeting = |output: &str| output.find("my shell").unwrap();
+            #[expect(clippy::disallowed_methods, reason = "no secret")]
+            std::fs::write(directory.path().join(".hushlogin"), "").unwrap();
+            let hushed = run(directory.path(), layout, &shell_command(home), &environment);
+            assert!(greeting(&hushed) <= home.len() + 1, "{hushed}");
+        });
+    }
+
+    #[test]
+    fn a_login_shell_that_is_not_there_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        with_layout("corp", Some("echo $0 $AWS_REGION"), |layout| {
+            let command = command_command(directory.path().to_str().unwrap());
+            for shell in ["", "/nowhere/sh", "/etc/passwd", "/"] {
+                assert_eq!(
+                    run(directory.path(), layout, &command, &[("SHELL", shell)]),
+                    "/bin/sh eu-west-1\n"
+                );
+            }
+            assert_eq!(run(directory.path(), layout, &command, &[]), "/bin/sh eu-west-1\n");
+        });
+    }
+
+    #[test]
+    fn different_profiles_have_different_files() {
+        let long = |end: &str| profile(&format!("{}{end}", "é".repeat(60)));
+        assert_eq!(token_file(&profile("a=20b")).as_str(), "token-a=3D20b");
+        assert_ne!(token_file(&long("1")), token_file(&long("2")));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn every_command_reaches_the_login_shell_unchanged(word in "[^\\x00/]{0,30}") {
+            // The login shell is one that prints its last argument.
+            let directory = tempfile::tempdir().unwrap();
+            let shell = directory.path().join("printer");
+            #[expect(clippy::disallowed_methods, reason = "no secret")]
+            std::fs::write(&shell, "#!/bin/sh\nprintf '%s|%s' \"$1\" \"$2\"\n").unwrap();
+            std::fs::set_permissions(&shell, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let output = with_layout("corp", Some(&word), |layout| {
+                let command = command_command(directory.path().to_str().unwrap());
+                run(directory.path(), layout, &command, &[("SHELL", shell.to_str().unwrap())])
+            });
+            prop_assert_eq!(output, format!("-c|{word}"));
+        }
+
+        #[test]
+        fn every_profile_has_a_token_file(name in "\\PC{1,40}") {
+            if let Ok(profile) = name.parse::<ProfileName>() {
+                prop_assert!(token_file(&profile).as_str().starts_with("token-"));
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+# The helper, for any POSIX sh. `helper.rs` strips comments and blank lines, joins the rest by spaces and
+# sends it as one line: every command ends with an explicit `;` (none after `then`, `do`, `in`, `&`).
+# Set before it runs: a and b, the halves of the nonce; w, the seconds of silence after which all is removed.
+# An answer is `NONCE NUMBER row|ok|no TEXT`; the first has number 0 and carries the facts.
+# Secrets only pass through builtins (read, printf), so no argv ever holds one.
+
+exec 2>/dev/null;
+set -f;
+umask 077;
+LC_ALL=C;
+export LC_ALL;
+cd /;
+N="$a$b";
+D=;
+B=;
+W=;
+n=0;
+U=$(id -u);
+say() { printf "%s %s %s\n" "$N" "$n" "$*"; };
+
+# Removes the directory if it is still ours: a later helper of the same user may have taken it over. It goes
+# by one rename, and is given back if it changed hands between the look and the rename.
+wipe() {
+  [ -n "$D" ] || return 0;
+  o=;
+  IFS= read -r o < "$D/.owner";
+  if [ "$o" = "$N" ]; then
+    mv "$D" "$D.gone.$$" || return 1;
+    o=;
+    IFS= read -r o < "$D.gone.$$/.owner";
+    if [ "$o" = "$N" ]; then
+      rm -rf "$D.gone.$$";
+      rmdir "$B";
+      [ -d "$D.gone.$$" ] && return 1;
+    else
+      mv "$D.gone.$$" "$D";
+    fi;
+  fi;
+  D=;
+  return 0;
+};
+
+# The dead-man switch, wound up anew by every heartbeat. Its standard streams are detached, or the channel
+# could not close while it sleeps. `$!` in the trap is set in the same step that starts the sleep, so no
+# sleep outlives its watchdog. The helper is killed first, so that it cannot write after the removal.
+arm() {
+  v=$W;
+  (
+    trap "kill \$!; exit 0" TERM;
+    trap "" HUP INT PIPE;
+    sleep "$w" &
+    wait "$!" && { kill -KILL "$$"; wipe; };
+    exit 0;
+  ) </dev/null >/dev/null &
+  W=$!;
+  [ -z "$v" ] || { kill "$v"; wait "$v"; };
+};
+
+# After the removal, not before: if we are killed half-way, the watchdog finishes it.
+leave() {
+  wipe;
+  [ -z "$W" ] || kill "$W";
+  exit "$1";
+};
+
+# Whether $1 is a directory of ours and no symlink; makes it private.
+own() {
+  set -- "$1" $(ls -ldn "$1");
+  case $2 in
+    (d*) [ "$4" = "$U" ] && chmod 700 "$1";;
+    (*) false;;
+  esac;
+};
+
+# Whether nobody but root and we can rename what we make in $1, and its name needs no quoting anywhere.
+safe() {
+  case $1 in
+    (*[!A-Za-z0-9/._=-]*) return 1;;
+    (*/../*|*/..) return 1;;
+    (/*) true;;
+    (*) return 1;;
+  esac;
+  [ -d "$1" ] && [ -w "$1" ] || return 1;
+  set -- "$1" $(ls -ldn "$1/.");
+  case $4 in
+    ("$U"|0) true;;
+    (*) return 1;;
+  esac;
+  case $2 in
+    (d????-??-*|d????????[tT]*) return 0;;
+  esac;
+  return 1;
+};
+
+# Makes directory $2 in our own directory $1, empty and marked as ours. What a dead helper left there goes.
+take() {
+  mkdir "$1";
+  own "$1" || return 1;
+  t="$1/$2";
+  o=;
+  [ -d "$t" ] && IFS= read -r o < "$t/.owner";
+  if [ "$o" != "$N" ]; then
+    if [ -e "$t" ] || [ -h "$t" ]; then
+      mv "$t" "$t.gone.$$";
+    fi;
+    set +f;
+    rm -rf "$t".gone.*;
+    set -f;
+    mkdir "$t" || { rmdir "$1"; return 1; };
+    printf "%s\n" "$N" > "$t/.owner";
+    o=;
+    IFS= read -r o < "$t/.owner";
+    if [ "$o" != "$N" ]; then
+      rm -rf "$t";
+      rmdir "$1";
+      return 1;
+    fi;
+  fi;
+  own "$t" || return 1;
+  B=$1;
+  D=$t;
+};
+
+# The first place that will do for directory $1; its kind is left in e.
+place() {
+  for e in runtime run shm tmp; do
+    case $e in
+      (runtime) p=$XDG_RUNTIME_DIR;;
+      (run) p=/run/user/$U;;
+      (shm) p=/dev/shm;;
+      (tmp) p=/tmp;;
+    esac;
+    p=${p%/};
+    safe "$p" && take "$p/broker-$U" "$1" && return 0;
+  done;
+  e=made;
+  for p in /dev/shm /tmp; do
+    if safe "$p"; then
+      p=$(mktemp -d "$p/broker-$U.XXXXXX") && take "$p" "$1" && return 0;
+    fi;
+  done;
+  e=home;
+  p=$HOME/.cache;
+  [ -d "$p" ] || mkdir "$p";
+  i=;
+  IFS= read -r i < /proc/sys/kernel/random/boot_id;
+  safe "$p" && safe "$p/" && take "$p/broker-$U-$(uname -n)-${i%%-*}" "$1";
+};
+
+# Renames the temporary file to $1 if it has all $3 bytes: a full disk shows here, in every shell.
+keep() {
+  s=$(wc -c < "$D/.new");
+  set -- "$1" "$2" "$3" $s;
+  if [ "$3" = "$4" ] && chmod "$2" "$D/.new" && mv -f "$D/.new" "$D/$1"; then
+    say ok;
+  else
+    rm -f "$D/.new";
+    say no write;
+  fi;
+};
+
+# Where to write: the temporary file, or nowhere. The lines have to be read in any case.
+temporary() {
+  r=/dev/null;
+  if [ -n "$D" ] && true > "$D/.new"; then
+    r=$D/.new;
+  fi;
+};
+
+say row uid "$U";
+say row system "$(uname -s)";
+say row host "$(uname -n)";
+say row shell "$SHELL";
+say row home "$HOME";
+i=;
+IFS= read -r i < /proc/sys/kernel/random/boot_id;
+say row boot "$i";
+i=;
+IFS= read -r i < "/proc/$PPID/stat";
+set -- ${i##*")"};
+say row parent "$PPID" "${20}";
+if [ -r /proc/net/tcp ]; then
+  say row sockets yes;
+else
+  say row sockets no;
+fi;
+[ "$(command -v printf)" = printf ] || say row missing printf;
+for i in chmod grep ls mkdir mv rm rmdir sleep sort wc; do
+  command -v "$i" >/dev/null || say row missing "$i";
+done;
+trap "leave 1" HUP INT TERM PIPE;
+arm;
+say ok;
+
+while IFS= read -r l; do
+  set -- $l;
+  n=$1;
+  case $2 in
+    (beat) arm; say ok;;
+    (dir)
+      case $D in
+        (*/"$3"|"") true;;
+        (*) wipe;;
+      esac;
+      D=;
+      if place "$3"; then
+        arm;
+        say ok "$e" "$D";
+      else
+        D=;
+        say no place;
+      fi;;
+    (put)
+      temporary;
+      while IFS= read -r l; do
+        [ "$l" = "$N" ] && break;
+        printf "%s\n" "$l";
+      done > "$r";
+      keep "$3" "$4" "$5";;
+    (token)
+      temporary;
+      IFS= read -r l;
+      printf "%s" "$l" > "$r";
+      l=;
+      keep "$3" 600 "$4";;
+    (listen)
+      if [ -r /proc/net/tcp ]; then
+        i="0100007F|0{8}|0{32}|0{24}01000000|0{16}FFFF0000(0100007F|0{8})";
+        grep -hE "^ *[0-9]+: ($i):$3 0+:0000 0A " /proc/net/tcp /proc/net/tcp6 | while read -r s l r t q j k u x; do
+          say row "$l" "$u";
+        done | sort -u;
+        say ok;
+      else
+        say no sockets;
+      fi;;
+    (who)
+      if [ -r /proc/net/tcp ]; then
+        p=$3;
+        i=$4;
+        shift 4;
+        for s; do
+          i="$i|$s";
+        done;
+        s=0000000000000000FFFF0000;
+        grep -hE "^ *[0-9]+: ($s)?($i) ($s)?0100007F:$p " /proc/net/tcp /proc/net/tcp6 | while read -r s l r t q j k u x i v; do
+          say row "$l" "$r" "$t" "$u" "$i";
+        done;
+        say ok;
+      else
+        say no sockets;
+      fi;;
+    (remove)
+      if wipe; then
+        say ok;
+      else
+        say no remove;
+      fi;;
+    (bye) wipe; say ok; leave 0;;
+    (*) say no command;;
+  esac;
+done;
+leave 0;

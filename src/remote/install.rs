@@ -1,0 +1,247 @@
+//! Our one directory on the host: what is written there, and that it goes away.
+
+use std::fmt;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use zeroize::Zeroizing;
+
+use super::helper::{Error, Helper};
+
+/// The longest name of a file; file systems take 255 bytes, and a temporary suffix must fit too.
+const LONGEST_NAME: usize = 200;
+
+/// What is kept of a path; a unix socket beside our files takes 108 bytes at most, config readers far more.
+const LONGEST_PATH: usize = 1024;
+
+/// The name of our directory below `broker-UID`: the port, or whatever else tells two tunnels apart.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Key(String);
+
+/// The name of a file in our directory, which needs no quoting in any shell or config file.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct FileName(String);
+
+/// One file to be put on the host, mode 0600, whole or not at all.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) name: FileName,
+    pub(crate) content: Content,
+}
+
+/// What a file holds.
+pub(crate) enum Content {
+    /// Whole lines. Wiped here when dropped, because with `--token env` a script holds the token.
+    Text(Zeroizing<String>),
+    /// One line that is written without its newline, as SDKs send every byte of a token file.
+    Secret(SecretString),
+}
+
+/// Which kind of place the host had for us.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Place {
+    /// `$XDG_RUNTIME_DIR` or `/run/user/UID`.
+    Runtime,
+    /// `/dev/shm`.
+    SharedMemory,
+    /// `/tmp`, which may lie on a disk.
+    Temporary,
+    /// A directory with a random name, because another user holds our usual one: a reconnect will get another.
+    Random,
+    /// `~/.cache`, because nothing else could be written; it may be shared between hosts.
+    Home,
+}
+
+/// Our directory on the host, mode 0700 and empty at first.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    helper: Helper,
+    place: Place,
+    path: String,
+}
+
+/// What lies on the host. Dropped without [`Self::remove`] it goes with the connection.
+#[derive(Debug)]
+pub(crate) struct Installed {
+    directory: Directory,
+}
+
+impl Key {
+    /// Returns the key of the tunnel that holds `port`.
+    pub(crate) fn port(port: u16) -> Self {
+        Self(port.to_string())
+    }
+
+    /// Returns a key of letters, digits, `_` and `-`; `None` for anything else.
+    pub(crate) fn new(text: &str) -> Option<Self> {
+        let valid = (1..=64).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+        valid.then(|| Self(text.to_owned()))
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FileName {
+    /// Returns a name of letters, digits and `._=-` that does not begin with a dot; `None` for anything else.
+    pub(crate) fn new(text: &str) -> Option<Self> {
+        let valid = (1..=LONGEST_NAME).contains(&text.len())
+            && !text.starts_with(['.', '-'])
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._=-".contains(&b));
+        valid.then(|| Self(text.to_owned()))
+    }
+
+    /// Returns the name as text.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Content {
+    /// Returns text as whole lines, adding the last newline.
+    pub(crate) fn text(text: String) -> Self {
+        let mut text = Zeroizing::new(text);
+        if !text.is_empty() && !text.ends_with('\n') {
+            // The copy that growing may leave behind holds a secret only with `--token env`.
+            text.push('\n');
+        }
+        Self::Text(text)
+    }
+
+    /// Whether the helper can read it unchanged; a line that is `terminator` would end the text.
+    pub(super) fn is_fit(&self, terminator: &str) -> bool {
+        match self {
+            Self::Text(text) => {
+                !text.contains('\0')
+                    && (text.is_empty() || text.ends_with('\n'))
+                    && !text.split('\n').any(|line| line == terminator)
+            }
+            Self::Secret(secret) => !secret.expose_secret().contains(['\0', '\n']),
+        }
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text(_) => "Text(<redacted>)",
+            Self::Secret(_) => "Secret(<redacted>)",
+        })
+    }
+}
+
+impl Place {
+    /// Reads `KIND PATH`; `None` for a path that the helper would not have chosen.
+    pub(super) fn parse(text: &str) -> Option<(Self, String)> {
+        let (kind, path) = text.split_once(' ')?;
+        let place = match kind {
+            "runtime" | "run" => Self::Runtime,
+            "shm" => Self::SharedMemory,
+            "tmp" => Self::Temporary,
+            "made" => Self::Random,
+            "home" => Self::Home,
+            _ => return None,
+        };
+        let valid = path.starts_with('/')
+            && path.len() <= LONGEST_PATH
+            && path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._=-".contains(&b))
+            && !path.split('/').any(|part| part == "..");
+        valid.then(|| (place, path.to_owned()))
+    }
+}
+
+impl Directory {
+    pub(super) fn new(helper: Helper, place: Place, path: String) -> Self {
+        Self { helper, place, path }
+    }
+
+    /// Returns the absolute path, which needs no quoting anywhere.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Returns which kind of place it is in.
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Writes the files in order. If one fails, all are removed again.
+    pub(crate) async fn install(self, files: Vec<File>) -> Result<Installed, Error> {
+        let installed = Installed { directory: self };
+        for file in files {
+            if let Err(error) = installed.write(file).await {
+                // The first error is the one to tell; the dead-man switch is behind us.
+                drop(installed.remove().await);
+                return Err(error);
+            }
+        }
+        Ok(installed)
+    }
+}
+
+impl Installed {
+    /// Returns the directory's absolute path.
+    pub(crate) fn path(&self) -> &str {
+        self.directory.path()
+    }
+
+    /// Adds or replaces a file.
+    pub(crate) async fn write(&self, file: File) -> Result<(), Error> {
+        self.directory.helper.write(file).await
+    }
+
+    /// Removes the directory and everything in it.
+    pub(crate) async fn remove(self) -> Result<(), Error> {
+        self.directory.helper.remove().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_the_directory_or_need_quoting() {
+        for bad in ["", ".", "..", "a/b", "a b", ".owner", "a'b", "-x", "é", "a\n", &"x".repeat(201)] {
+            assert_eq!(FileName::new(bad), None, "{bad:?}");
+        }
+        for bad in ["", "..", "a/b", "a b", "a.b"] {
+            assert_eq!(Key::new(bad), None, "{bad:?}");
+        }
+        assert!(FileName::new("token-a=20b").is_some() && Key::new("unix-1").is_some());
+    }
+
+    #[test]
+    fn a_path_that_the_helper_would_not_choose_is_refused() {
+        for bad in ["tmp", "tmp ", "tmp x", "tmp /a/../b", "tmp /a b", "tmp /a'b", "etc /a", "tmp /a\u{1b}"] {
+            assert_eq!(Place::parse(bad), None, "{bad:?}");
+        }
+        assert_eq!(Place::parse("run /run/user/1/x"), Some((Place::Runtime, "/run/user/1/x".into())));
+    }
+
+    #[test]
+    fn content_that_could_end_its_own_transfer_is_unfit() {
+        let nonce = "0123456789abcdef0123456789abcdef";
+        assert!(!Content::text(format!("a\n{nonce}\nremove\n")).is_fit(nonce));
+        assert!(!Content::Secret("a\nb".to_owned().into()).is_fit(nonce));
+        assert!(!Content::text("a\0b".to_owned()).is_fit(nonce));
+        assert!(Content::text(format!("a\n {nonce}\nb")).is_fit(nonce));
+        assert!(Content::text(String::new()).is_fit(nonce));
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let name = FileName::new("token-x").unwrap();
+        for content in [Content::Secret("canary".to_owned().into()), Content::text("canary".into())] {
+            let file = File { name: name.clone(), content };
+            assert!(!format!("{file:?}").contains("canary"));
+        }
+    }
+}

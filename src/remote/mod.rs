@@ -1,0 +1,36 @@
+//! What we leave on the host, its removal, and what we ask the host about itself.
+//!
+//! Owns the helper (a few lines of POSIX `sh` on one exec channel, [`helper`]), the files of one tunnel
+//! ([`files`], [`install`]), the environment of the shell ([`exports`]), who listens and who calls
+//! ([`sockets`]) and why a forward was refused ([`probe`]). Does not own the channel: the helper is reached
+//! through any pair of byte streams, and whoever opened them drives the helper's [`helper::start`] future.
+//!
+//! Order of events: handshake → facts → (the tunnel forwards a port) → listeners verified → directory →
+//! files → callers checked, heartbeats → files removed → goodbye. When the streams end or fall silent at any
+//! point, the helper removes the files by itself.
+
+use std::fmt;
+
+pub(crate) mod exports;
+pub(crate) mod files;
+pub(crate) mod helper;
+pub(crate) mod install;
+pub(crate) mod probe;
+pub(crate) mod sockets;
+
+/// A user id on the host.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Uid(pub(crate) u32);
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Returns `text` as one word of a POSIX shell's command line, whatever it holds.
+///
+/// Single quotes, in which nothing but the quote itself means anything, not even to an interactive bash or zsh.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
