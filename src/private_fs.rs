@@ -31,8 +31,8 @@ pub(crate) enum Error {
     Foreign { path: PathBuf, uid: u32 },
     #[error("`{}` can be read or changed by others (mode {mode:04o})", path.display())]
     Exposed { path: PathBuf, mode: u32 },
-    #[error("`{}` is larger than {LARGEST} bytes", path.display())]
-    TooLarge { path: PathBuf },
+    #[error("`{}` is larger than {largest} bytes", path.display())]
+    TooLarge { path: PathBuf, largest: u64 },
     #[error("`{}` is locked by another process", path.display())]
     Busy { path: PathBuf },
 }
@@ -42,7 +42,7 @@ impl Error {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Exposed { path, .. } => Some(format!("run `chmod go= '{}'`", path.display())),
-            Self::NotAFile { path, .. } | Self::TooLarge { path } => {
+            Self::NotAFile { path, .. } | Self::TooLarge { path, .. } => {
                 Some(format!("move `{}` away; it is made anew at the next login", path.display()))
             }
             Self::Foreign { .. } | Self::Io { .. } | Self::Busy { .. } => None,
@@ -61,15 +61,25 @@ pub(crate) enum Sharing {
 
 /// Reads a file that holds secrets; `None` when there is no such file.
 pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
-    read_as(path, Sharing::Nobody, OFlags::NOFOLLOW)
+    read_as(path, Sharing::Nobody, OFlags::NOFOLLOW, LARGEST)
 }
 
 /// Reads a configuration file, following symlinks as its owner meant; `None` when there is no such file.
 pub(crate) fn read_config(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
-    read_as(path, Sharing::ReadOnly, OFlags::empty())
+    read_config_up_to(path, LARGEST)
 }
 
-fn read_as(path: &Path, sharing: Sharing, follow: OFlags) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+/// Reads a configuration file of a kind that grows larger than [`LARGEST`].
+pub(crate) fn read_config_up_to(path: &Path, largest: u64) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+    read_as(path, Sharing::ReadOnly, OFlags::empty(), largest)
+}
+
+fn read_as(
+    path: &Path,
+    sharing: Sharing,
+    follow: OFlags,
+    largest: u64,
+) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
     let io = |source: io::Error| Error::Io { verb: "read", path: path.to_owned(), source };
     // Non-blocking, or opening a fifo would wait for a writer that may never come.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | follow;
@@ -96,9 +106,9 @@ fn read_as(path: &Path, sharing: Sharing, follow: OFlags) -> Result<Option<Zeroi
         return Err(Error::Exposed { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
     }
     let mut bytes = Zeroizing::new(Vec::new());
-    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(Error::TooLarge { path: path.to_owned() });
+    file.take(largest + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > largest {
+        return Err(Error::TooLarge { path: path.to_owned(), largest });
     }
     Ok(Some(bytes))
 }
