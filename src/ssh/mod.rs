@@ -1,3 +1,4 @@
 //! A client connection to one host; knows nothing of AWS or HTTP.
 
+pub(crate) mod config;
 pub(crate) mod target;

@@ -1,0 +1,496 @@
+//! Lines → settings: which blocks apply, what is included, and which value came first.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    ConfigFile, Error, Request, Surroundings, Warning, destination, expand, glob,
+    keyword::{self, Keyword, Syntax},
+    line::{self, Line, Place},
+    pattern::{self, ListMatch},
+};
+use crate::private_fs;
+
+/// How deep files may include each other; OpenSSH's number.
+const DEEPEST: usize = 16;
+
+/// One value that was obtained.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    pub(super) args: Vec<String>,
+    pub(super) place: Place,
+    /// By the user: on the command line or in a file of theirs, not in the system's.
+    pub(super) by_user: bool,
+}
+
+impl Setting {
+    /// Returns the first argument; every setting that was checked has one.
+    pub(super) fn value(&self) -> &str {
+        self.args.first().map_or("", String::as_str)
+    }
+}
+
+/// What the configuration says about one host.
+#[derive(Debug)]
+pub(super) struct Evaluated {
+    /// By keyword in lower case; the first value that applied.
+    pub(super) first: BTreeMap<&'static str, Setting>,
+    /// `IdentityFile`s, all that applied.
+    pub(super) identity_files: Vec<Setting>,
+    /// The name to dial, in its one spelling.
+    pub(super) host: String,
+    pub(super) warnings: Vec<Warning>,
+}
+
+/// Evaluates the command line, the user's file and the system's file for one host.
+pub(super) fn evaluate(
+    request: &Request,
+    surroundings: &Surroundings,
+    home: &str,
+) -> Result<Evaluated, Error> {
+    let mut evaluator = Evaluator {
+        request,
+        surroundings,
+        home,
+        first: BTreeMap::new(),
+        identity_files: Vec::new(),
+        ignored: Vec::new(),
+        warnings: Vec::new(),
+        final_host: None,
+        want_final: false,
+    };
+    evaluator.command_line()?;
+    evaluator.files()?;
+    let mut host = evaluator.current_host()?;
+    destination::check_host(&host)?;
+    host = match destination::address(&host) {
+        Some(address) => address,
+        None => host.to_ascii_lowercase(),
+    };
+    // Canonicalisation itself is not there yet; what OpenSSH does where no canonical name is found is this pass.
+    let canonicalize = evaluator.first.get("CanonicalizeHostname");
+    let canonicalize = canonicalize.is_some_and(|setting| keyword::on(&setting.args));
+    if evaluator.want_final || canonicalize {
+        evaluator.final_host = Some(host.clone());
+        evaluator.files()?;
+    }
+    evaluator.warn_of_ignored();
+    let Evaluator { first, identity_files, warnings, .. } = evaluator;
+    Ok(Evaluated { first, identity_files, host, warnings })
+}
+
+struct Evaluator<'a> {
+    request: &'a Request,
+    surroundings: &'a Surroundings,
+    home: &'a str,
+    first: BTreeMap<&'static str, Setting>,
+    identity_files: Vec<Setting>,
+    /// What was ignored of keywords that accumulate: the first of each.
+    ignored: Vec<(&'static str, Setting)>,
+    warnings: Vec<Warning>,
+    /// The host's final name, in the second pass.
+    final_host: Option<String>,
+    want_final: bool,
+}
+
+/// The file that is being read, and how.
+#[derive(Clone)]
+struct Source {
+    path: Arc<Path>,
+    by_user: bool,
+    /// Whether its owner and permissions matter, as those of every file that can be found without being named.
+    checked: bool,
+    /// The block that includes it does not apply, so that nothing in it does: it is only checked.
+    never: bool,
+    depth: usize,
+}
+
+impl Evaluator<'_> {
+    fn command_line(&mut self) -> Result<(), Error> {
+        let mut set = |keyword: &'static str, value: String| {
+            let setting = Setting { args: vec![value], place: Place::CommandLine, by_user: true };
+            self.first.insert(keyword, setting);
+        };
+        if let Some(user) = &self.request.user {
+            set("user", user.clone());
+        }
+        if let Some(port) = self.request.port {
+            set("port", port.to_string());
+        }
+        for (keyword, value) in &self.request.options {
+            let line = line::parse_option(keyword, value)?;
+            match keyword::lookup(&line.keyword) {
+                Some(Keyword::Host | Keyword::Match | Keyword::Include) => {
+                    return Err(Error::bad(&line.place, format!("`{}` belongs into a file", line.keyword)));
+                }
+                Some(known) => self.setting(known, &line, true, true)?,
+                None if self.is_ignored_unknown(&line.keyword) => {}
+                None => {
+                    return Err(Error::bad(
+                        &line.place,
+                        format!("`{}` is not an option of ssh", line.keyword),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn files(&mut self) -> Result<(), Error> {
+        let source = |path: &Path, by_user, checked| Source {
+            path: Arc::from(path),
+            by_user,
+            checked,
+            never: false,
+            depth: 0,
+        };
+        match &self.surroundings.user_config {
+            ConfigFile::None => Ok(()),
+            ConfigFile::Path(path) => match self.file(&source(path, true, false), true)? {
+                Found::Yes => Ok(()),
+                Found::No => Err(Error::Read { path: path.clone(), source: io::ErrorKind::NotFound.into() }),
+            },
+            ConfigFile::Default => {
+                let user = self.surroundings.home.join(".ssh/config");
+                self.file(&source(&user, true, true), true)?;
+                self.file(&source(&self.surroundings.system_config, false, false), true)?;
+                Ok(())
+            }
+        }
+    }
+
+    fn file(&mut self, source: &Source, mut active: bool) -> Result<Found, Error> {
+        let Some(text) = read(&source.path, source.checked)? else { return Ok(Found::No) };
+        for line in line::parse(&text, &source.path)? {
+            match keyword::lookup(&line.keyword) {
+                Some(Keyword::Host) => active = self.host_applies(&line)? && !source.never,
+                Some(Keyword::Match) => active = self.match_applies(&line, source.never)? && !source.never,
+                Some(Keyword::Include) => self.include(&line, source, active)?,
+                Some(known) => self.setting(known, &line, active, source.by_user)?,
+                None if !active || self.is_ignored_unknown(&line.keyword) => {}
+                None => {
+                    self.warn(&line.place, format!("`{}` is unknown and ignored", printable(&line.keyword)));
+                }
+            }
+        }
+        Ok(Found::Yes)
+    }
+
+    fn host_applies(&self, line: &Line) -> Result<bool, Error> {
+        let host = self.final_host.as_ref().unwrap_or(&self.request.host);
+        let mut applies = false;
+        for arg in &line.args {
+            if arg.is_empty() {
+                return Err(Error::bad(&line.place, "a pattern is empty"));
+            }
+            match arg.strip_prefix('!') {
+                Some(pattern) if pattern::matches(host, pattern) => return Ok(false),
+                Some(_) => {}
+                None => applies |= pattern::matches(host, arg),
+            }
+        }
+        Ok(applies)
+    }
+
+    fn match_applies(&mut self, line: &Line, never: bool) -> Result<bool, Error> {
+        let mut result = true;
+        let mut undecided = None;
+        let mut criteria = 0;
+        let mut args = line.args.iter();
+        while let Some(arg) = args.next() {
+            let (negated, criterion) = match arg.strip_prefix('!') {
+                Some(rest) => (true, rest),
+                None => (false, arg.as_str()),
+            };
+            let (name, inline) = match criterion.split_once('=') {
+                Some((name, value)) => (name.to_ascii_lowercase(), Some(value)),
+                None => (criterion.to_ascii_lowercase(), None),
+            };
+            match name.as_str() {
+                "all" => {
+                    if criteria > 1 || args.next().is_some() {
+                        return Err(Error::bad(&line.place, "`all` stands alone or behind `final`"));
+                    }
+                    result &= !negated;
+                    criteria += 1;
+                    break;
+                }
+                "final" | "canonical" => {
+                    criteria += 1;
+                    if name == "final" && !negated {
+                        self.want_final = true;
+                    }
+                    result &= self.final_host.is_some() != negated;
+                    continue;
+                }
+                _ => criteria += 1,
+            }
+            let known = matches!(name.as_str(), "host" | "originalhost" | "user" | "localuser");
+            let later = matches!(
+                name.as_str(),
+                "exec" | "localnetwork" | "tagged" | "command" | "version" | "sessiontype"
+            );
+            if !known && !later {
+                // We cannot tell whether it takes an argument, so that nothing behind it can be read either.
+                undecided = Some(name);
+                break;
+            }
+            let Some(value) = inline.or_else(|| args.next().map(String::as_str)) else {
+                return Err(Error::bad(&line.place, format!("`{name}` has no argument")));
+            };
+            if value.is_empty() && known {
+                return Err(Error::bad(&line.place, format!("`{name}` has no argument")));
+            }
+            let matched = match name.as_str() {
+                "host" => pattern::host_list(&self.current_host()?, value),
+                "originalhost" => pattern::host_list(&self.request.host, value),
+                "user" => pattern::list(self.current_user(), value),
+                "localuser" => pattern::list(&self.surroundings.local_user, value),
+                _ => {
+                    undecided = Some(name);
+                    continue;
+                }
+            };
+            result &= (matched == ListMatch::Yes) != negated;
+        }
+        if criteria == 0 {
+            return Err(Error::bad(&line.place, "`Match` has no criterion"));
+        }
+        match undecided {
+            Some(name) if result => {
+                if !never {
+                    let name = printable(&name);
+                    self.warn(
+                        &line.place,
+                        format!("`Match {name}` cannot be evaluated yet: the block is left out"),
+                    );
+                }
+                Ok(false)
+            }
+            _ => Ok(result),
+        }
+    }
+
+    fn include(&mut self, line: &Line, source: &Source, active: bool) -> Result<(), Error> {
+        let bad = |why: String| Error::bad(&line.place, why);
+        for arg in &line.args {
+            if arg.is_empty() {
+                return Err(bad("an argument is empty".to_owned()));
+            }
+            let host = self.current_host()?;
+            let alias = self.first.get("hostkeyalias").map_or(host.as_str(), Setting::value);
+            let tokens = self.tokens(&host, alias);
+            let path = expand::all(arg, &tokens, &self.surroundings.env).map_err(bad)?;
+            let path = if path.starts_with('~') {
+                if !source.by_user {
+                    return Err(bad("the system's file includes no file of a user".to_owned()));
+                }
+                expand::tilde(&path, self.home).map_err(bad)?
+            } else if path.starts_with('/') {
+                path
+            } else if source.by_user {
+                format!("{}/.ssh/{path}", self.home)
+            } else {
+                let directory = self.surroundings.system_config.parent().unwrap_or(Path::new("/etc/ssh"));
+                format!("{}/{path}", directory.display())
+            };
+            let found =
+                glob::paths(&path).map_err(|source| Error::Read { path: PathBuf::from(&path), source })?;
+            for path in found {
+                if path.is_dir() {
+                    self.warn(&line.place, format!("`{}` is a directory", path.display()));
+                    continue;
+                }
+                if source.depth >= DEEPEST {
+                    return Err(bad(format!("files include each other more than {DEEPEST} times")));
+                }
+                let included = Source {
+                    path: Arc::from(path),
+                    by_user: source.by_user,
+                    checked: true,
+                    never: source.never || !active,
+                    depth: source.depth + 1,
+                };
+                // A block that begins in the included file ends with it: `active` here stays what it is.
+                self.file(&included, active)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn setting(&mut self, known: Keyword, line: &Line, active: bool, by_user: bool) -> Result<(), Error> {
+        let setting = || Setting { args: line.args.clone(), place: line.place.clone(), by_user };
+        let check = |syntax: Syntax| {
+            let named = |why| Error::bad(&line.place, format!("`{}`: {why}", line.keyword));
+            syntax.check(&line.args).map_err(named)
+        };
+        let first_wins = match known {
+            // Structure is the caller's.
+            Keyword::Host | Keyword::Match | Keyword::Include | Keyword::Silent => return Ok(()),
+            Keyword::Value(name, syntax) => {
+                check(syntax)?;
+                // To OpenSSH a time of `none` is one that was never obtained: a later line may still say one.
+                if syntax == Syntax::Time && line.args.iter().any(|arg| arg == "none") {
+                    return Ok(());
+                }
+                name
+            }
+            Keyword::IdentityFile => {
+                check(Syntax::Text)?;
+                let twice = self.identity_files.iter().any(|s| s.args == line.args && s.by_user == by_user);
+                if active && !twice {
+                    self.identity_files.push(setting());
+                }
+                return Ok(());
+            }
+            Keyword::IgnoreUnknown => {
+                check(Syntax::Text)?;
+                "ignoreunknown"
+            }
+            Keyword::RefuseConnection => {
+                if active {
+                    return Err(Error::Refused {
+                        place: line.place.clone(),
+                        message: printable(&line.args.join(" ")),
+                    });
+                }
+                return Ok(());
+            }
+            Keyword::Proxy(name) => {
+                if active && !self.first.contains_key("proxy") {
+                    let value = line.rest.trim_start_matches([' ', '\t', '=']).to_owned();
+                    let args = vec![value, name.to_owned()];
+                    self.first.insert("proxy", Setting { args, place: line.place.clone(), by_user });
+                }
+                return Ok(());
+            }
+            Keyword::Unsupported(name) => name,
+            Keyword::Ignored(ignored) => {
+                if ignored.accumulates {
+                    let told = self.ignored.iter().any(|(name, _)| *name == ignored.name);
+                    if active
+                        && !told
+                        && (ignored.missed)(&line.args)
+                        && (by_user || !ignored.usual_in_system)
+                    {
+                        self.ignored.push((ignored.name, setting()));
+                    }
+                    return Ok(());
+                }
+                ignored.name
+            }
+        };
+        if active && !self.first.contains_key(first_wins) {
+            self.first.insert(first_wins, setting());
+        }
+        Ok(())
+    }
+
+    /// Warns of every ignored keyword whose value, the first that applied, will be missed.
+    fn warn_of_ignored(&mut self) {
+        let mut told = std::mem::take(&mut self.ignored);
+        for (key, setting) in &self.first {
+            if let Some(Keyword::Ignored(ignored)) = keyword::lookup(&key.to_ascii_lowercase())
+                && (ignored.missed)(&setting.args)
+                && (setting.by_user || !ignored.usual_in_system)
+            {
+                told.push((ignored.name, setting.clone()));
+            }
+        }
+        for (name, setting) in told {
+            self.warn(&setting.place, format!("`{name}` is ignored for now"));
+        }
+    }
+
+    fn is_ignored_unknown(&self, keyword: &str) -> bool {
+        let patterns = self.first.get("ignoreunknown").map_or("", Setting::value);
+        pattern::list(keyword, &patterns.to_ascii_lowercase()) == ListMatch::Yes
+    }
+
+    /// Returns the host as far as it is known: what `Match host` compares.
+    fn current_host(&self) -> Result<String, Error> {
+        if let Some(host) = &self.final_host {
+            return Ok(host.clone());
+        }
+        match self.first.get("hostname") {
+            Some(setting) => expand::hostname(setting.value(), &self.request.host)
+                .map_err(|why| Error::bad(&setting.place, format!("`hostname`: {why}"))),
+            None => Ok(self.request.host.clone()),
+        }
+    }
+
+    fn current_user(&self) -> &str {
+        self.first.get("user").map_or(&self.surroundings.local_user, Setting::value)
+    }
+
+    fn tokens<'t>(&'t self, host: &'t str, host_key_alias: &'t str) -> expand::Tokens<'t> {
+        expand::Tokens {
+            host,
+            original: &self.request.host,
+            port: self.first.get("port").and_then(|s| destination::port(s.value())).unwrap_or(22),
+            user: Some(self.current_user()),
+            host_key_alias,
+            home: self.home,
+            local_user: &self.surroundings.local_user,
+            local_hostname: &self.surroundings.local_hostname,
+        }
+    }
+
+    /// Says it once: the second pass meets the same lines again.
+    fn warn(&mut self, place: &Place, text: String) {
+        let warning = Warning { place: place.clone(), text };
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+}
+
+/// Whether a file was there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Found {
+    Yes,
+    No,
+}
+
+fn read(path: &Path, checked: bool) -> Result<Option<String>, Error> {
+    let bytes = if checked {
+        match private_fs::read_config(path) {
+            Ok(Some(bytes)) => bytes.to_vec(),
+            Ok(None) => return Ok(None),
+            Err(source @ (private_fs::Error::Foreign { .. } | private_fs::Error::Exposed { .. })) => {
+                return Err(Error::Permissions { path: path.to_owned(), source });
+            }
+            Err(private_fs::Error::Io { source, .. }) => {
+                return Err(Error::Read { path: path.to_owned(), source });
+            }
+            Err(other) => {
+                return Err(Error::Read { path: path.to_owned(), source: io::Error::other(other) });
+            }
+        }
+    } else {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            File::open(path)?.take(private_fs::LARGEST).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 == private_fs::LARGEST {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            Ok(bytes)
+        };
+        match read() {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
+        }
+    };
+    // What was no UTF-8 is refused by the tokeniser, unless it stands in a comment.
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+fn printable(text: &str) -> String {
+    crate::printable::one_line(text)
+}

@@ -1,0 +1,400 @@
+//! Every keyword of ssh_config(5), and what we do with it.
+
+/// What one keyword means to us.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Keyword {
+    Host,
+    Match,
+    Include,
+    IdentityFile,
+    IgnoreUnknown,
+    /// `RefuseConnection`: whoever wrote it wants no connection here.
+    RefuseConnection,
+    /// Honoured: the first value wins.
+    Value(&'static str, Syntax),
+    /// `ProxyJump` and `ProxyCommand`: the first of either wins.
+    Proxy(&'static str),
+    /// Must not be ignored, and is not there yet.
+    Unsupported(&'static str),
+    /// Ignored with a word about it where it would have made a difference.
+    Ignored(Ignored),
+    /// Of no consequence to us: it tunes what we do in our own way, or concerns what we never do.
+    Silent,
+}
+
+/// A keyword that we ignore, but not silently.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ignored {
+    /// The keyword as ssh_config(5) spells it.
+    pub(super) name: &'static str,
+    /// Whether these arguments ask for something that will be missed.
+    pub(super) missed: fn(&[String]) -> bool,
+    /// Whether later lines add to earlier ones, rather than the first one winning.
+    pub(super) accumulates: bool,
+    /// Distributions set it for everybody: not worth a word at every start when it is the system's file that does.
+    pub(super) usual_in_system: bool,
+}
+
+/// What the arguments of a keyword must look like.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Syntax {
+    Text,
+    Port,
+    Flag,
+    Strict,
+    Family,
+    Time,
+    Count,
+    Files,
+    Agent,
+}
+
+impl Syntax {
+    /// Says what is wrong with `args`, in lines that do not apply too, as OpenSSH does.
+    pub(super) fn check(self, args: &[String]) -> Result<(), String> {
+        if args.is_empty() || args.iter().any(String::is_empty) {
+            return Err("an argument is missing".to_owned());
+        }
+        if self == Self::Files {
+            let none = args.iter().any(|arg| arg.eq_ignore_ascii_case("none"));
+            return if none && args.len() > 1 { Err("`none` must stand alone".to_owned()) } else { Ok(()) };
+        }
+        let [arg] = args else {
+            return Err("there are too many arguments".to_owned());
+        };
+        let valid = match self {
+            Self::Text | Self::Files => true,
+            Self::Port => super::destination::port(arg).is_some(),
+            Self::Flag => flag(arg).is_some(),
+            Self::Strict => strict(arg).is_some(),
+            Self::Family => family(arg).is_some(),
+            Self::Time => time(arg).is_some(),
+            Self::Count => count(arg).is_some(),
+            Self::Agent => match arg.strip_prefix('$') {
+                Some(name) if !name.starts_with('{') => {
+                    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+                }
+                _ => true,
+            },
+        };
+        if valid { Ok(()) } else { Err(format!("`{arg}` is not a value for it")) }
+    }
+}
+
+/// Reads `yes`, `no`, `true` or `false`.
+pub(super) fn flag(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "yes" | "true" => Some(true),
+        "no" | "false" => Some(false),
+        _ => None,
+    }
+}
+
+/// A value of `StrictHostKeyChecking`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Strict {
+    Yes,
+    Ask,
+    AcceptNew,
+    Off,
+}
+
+pub(super) fn strict(text: &str) -> Option<Strict> {
+    match text.to_ascii_lowercase().as_str() {
+        "yes" | "true" => Some(Strict::Yes),
+        "ask" => Some(Strict::Ask),
+        "accept-new" => Some(Strict::AcceptNew),
+        "no" | "off" | "false" => Some(Strict::Off),
+        _ => None,
+    }
+}
+
+pub(super) fn family(text: &str) -> Option<crate::ssh::target::AddressFamily> {
+    use crate::ssh::target::AddressFamily;
+    match text.to_ascii_lowercase().as_str() {
+        "any" => Some(AddressFamily::Any),
+        "inet" => Some(AddressFamily::Inet),
+        "inet6" => Some(AddressFamily::Inet6),
+        _ => None,
+    }
+}
+
+/// Reads a count, 0 to 2³¹ − 1.
+pub(super) fn count(text: &str) -> Option<u32> {
+    if !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok().filter(|count| i32::try_from(*count).is_ok())
+}
+
+/// Reads a time such as `90`, `1m30s` or `none`, in seconds; `none` is 0.
+pub(super) fn time(text: &str) -> Option<u32> {
+    if text == "none" {
+        return Some(0);
+    }
+    let mut total: u64 = 0;
+    let mut seconds_seen = false;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (number, behind) = rest.split_at(end);
+        let mut value: u64 = if number.is_empty() { return None } else { number.parse().ok()? };
+        // Fractions of a second are allowed and dropped.
+        let (fraction, behind) = match behind.strip_prefix('.') {
+            Some(fraction) => {
+                let end = fraction.find(|c: char| !c.is_ascii_digit()).unwrap_or(fraction.len());
+                if end == 0 {
+                    return None;
+                }
+                (true, fraction.get(end..)?)
+            }
+            None => (false, behind),
+        };
+        let mut units = behind.chars();
+        let scale = match units.next().map(|unit| unit.to_ascii_lowercase()) {
+            None | Some('s') if !seconds_seen => {
+                seconds_seen = true;
+                1
+            }
+            Some('m') => 60,
+            Some('h') => 60 * 60,
+            Some('d') => 24 * 60 * 60,
+            Some('w') => 7 * 24 * 60 * 60,
+            _ => return None,
+        };
+        if fraction && scale != 1 {
+            return None;
+        }
+        value = value.checked_mul(scale)?;
+        total = total.checked_add(value)?;
+        rest = units.as_str();
+    }
+    if text.is_empty() { None } else { i32::try_from(total).ok().and_then(|total| u32::try_from(total).ok()) }
+}
+
+/// Returns what the keyword `name`, in lower case, means; `None` when OpenSSH knows none of that name.
+pub(super) fn lookup(name: &str) -> Option<Keyword> {
+    use Keyword::{Proxy, Silent, Unsupported, Value};
+    Some(match name {
+        "host" => Keyword::Host,
+        "match" => Keyword::Match,
+        "include" => Keyword::Include,
+        "ignoreunknown" => Keyword::IgnoreUnknown,
+        "refuseconnection" => Keyword::RefuseConnection,
+        "identityfile" | "identityfile2" => Keyword::IdentityFile,
+
+        "hostname" => Value("hostname", Syntax::Text),
+        "user" => Value("user", Syntax::Text),
+        "port" => Value("port", Syntax::Port),
+        "hostkeyalias" => Value("hostkeyalias", Syntax::Text),
+        "identitiesonly" => Value("identitiesonly", Syntax::Flag),
+        "identityagent" => Value("identityagent", Syntax::Agent),
+        "userknownhostsfile" => Value("userknownhostsfile", Syntax::Files),
+        "globalknownhostsfile" => Value("globalknownhostsfile", Syntax::Files),
+        "stricthostkeychecking" => Value("stricthostkeychecking", Syntax::Strict),
+        "hashknownhosts" => Value("hashknownhosts", Syntax::Flag),
+        "connecttimeout" => Value("connecttimeout", Syntax::Time),
+        "addressfamily" => Value("addressfamily", Syntax::Family),
+        "serveraliveinterval" => Value("serveraliveinterval", Syntax::Time),
+        "serveralivecountmax" => Value("serveralivecountmax", Syntax::Count),
+        "batchmode" => Value("batchmode", Syntax::Flag),
+
+        "proxyjump" => Proxy("ProxyJump"),
+        "proxycommand" => Proxy("ProxyCommand"),
+        "revokedhostkeys" => Unsupported("RevokedHostKeys"),
+        "knownhostscommand" => Unsupported("KnownHostsCommand"),
+
+        // What runs beside the session.
+        "localforward" => ignored("LocalForward", always, true),
+        "remoteforward" => ignored("RemoteForward", always, true),
+        "dynamicforward" => ignored("DynamicForward", always, true),
+        "forwardagent" => ignored("ForwardAgent", on, false),
+        "forwardx11" => ignored("ForwardX11", on, false),
+        "tunnel" => ignored("Tunnel", on, false),
+        "permitlocalcommand" => ignored("PermitLocalCommand", on, false),
+        // What the session is.
+        "remotecommand" => ignored("RemoteCommand", on, false),
+        "requesttty" => ignored("RequestTTY", |args| !is(args, "auto"), false),
+        "sessiontype" => ignored("SessionType", |args| !is(args, "default"), false),
+        "stdinnull" => ignored("StdinNull", on, false),
+        "forkafterauthentication" => ignored("ForkAfterAuthentication", on, false),
+        "escapechar" => ignored("EscapeChar", |args| !is(args, "~"), false),
+        "setenv" => ignored("SetEnv", always, false),
+        "sendenv" => usual("SendEnv", |args| !args.iter().all(|arg| is_locale(arg)), true),
+        // How we log in.
+        "certificatefile" => ignored("CertificateFile", on, true),
+        "pkcs11provider" | "smartcarddevice" => ignored("PKCS11Provider", on, false),
+        "securitykeyprovider" => ignored("SecurityKeyProvider", |args| !is(args, "internal"), false),
+        "hostbasedauthentication" => ignored("HostbasedAuthentication", on, false),
+        "gssapiauthentication" => usual("GSSAPIAuthentication", on, false),
+        "pubkeyauthentication" | "dsaauthentication" => ignored("PubkeyAuthentication", off, false),
+        "passwordauthentication" => ignored("PasswordAuthentication", off, false),
+        "kbdinteractiveauthentication"
+        | "challengeresponseauthentication"
+        | "skeyauthentication"
+        | "tisauthentication" => ignored("KbdInteractiveAuthentication", off, false),
+        "preferredauthentications" => ignored("PreferredAuthentications", always, false),
+        // What we accept of the server; Fedora's crypto policy sets all of them.
+        "hostkeyalgorithms" => usual("HostKeyAlgorithms", always, false),
+        "kexalgorithms" => usual("KexAlgorithms", always, false),
+        "ciphers" => usual("Ciphers", always, false),
+        "macs" => usual("MACs", always, false),
+        "pubkeyacceptedalgorithms" | "pubkeyacceptedkeytypes" => {
+            usual("PubkeyAcceptedAlgorithms", always, false)
+        }
+        "requiredrsasize" => usual("RequiredRSASize", always, false),
+        // How we get there.
+        "bindaddress" => ignored("BindAddress", always, false),
+        "bindinterface" => ignored("BindInterface", always, false),
+        "canonicalizehostname" => ignored("CanonicalizeHostname", on, false),
+        "nohostauthenticationforlocalhost" => ignored("NoHostAuthenticationForLocalhost", on, false),
+
+        // We are our own multiplexer and dialer, our own forward is the product's, the rest is cosmetic.
+        "addkeystoagent"
+        | "canonicaldomains"
+        | "canonicalizefallbacklocal"
+        | "canonicalizemaxdots"
+        | "canonicalizepermittedcnames"
+        | "casignaturealgorithms"
+        | "channeltimeout"
+        | "checkhostip"
+        | "clearallforwardings"
+        | "compression"
+        | "connectionattempts"
+        | "controlmaster"
+        | "controlpath"
+        | "controlpersist"
+        | "enableescapecommandline"
+        | "enablesshkeysign"
+        | "exitonforwardfailure"
+        | "fingerprinthash"
+        | "forwardx11timeout"
+        | "forwardx11trusted"
+        | "gatewayports"
+        | "gssapidelegatecredentials"
+        | "hostbasedacceptedalgorithms"
+        | "hostbasedkeytypes"
+        | "ipqos"
+        | "kbdinteractivedevices"
+        | "keepalive"
+        | "localcommand"
+        | "loglevel"
+        | "logverbose"
+        | "numberofpasswordprompts"
+        | "obscurekeystroketiming"
+        | "permitremoteopen"
+        | "proxyusefdpass"
+        | "rekeylimit"
+        | "streamlocalbindmask"
+        | "streamlocalbindunlink"
+        | "syslogfacility"
+        | "tag"
+        | "tcpkeepalive"
+        | "tunneldevice"
+        | "updatehostkeys"
+        | "verifyhostkeydns"
+        | "versionaddendum"
+        | "visualhostkey"
+        | "warnweakcrypto"
+        | "xauthlocation" => Silent,
+        // Deprecated or unsupported by OpenSSH itself.
+        "afstokenpassing"
+        | "cipher"
+        | "compressionlevel"
+        | "fallbacktorsh"
+        | "globalknownhostsfile2"
+        | "kerberosauthentication"
+        | "kerberostgtpassing"
+        | "protocol"
+        | "rhostsauthentication"
+        | "rhostsrsaauthentication"
+        | "rsaauthentication"
+        | "useprivilegedport"
+        | "userknownhostsfile2"
+        | "useroaming"
+        | "usersh" => Silent,
+        // Distributions' and Apple's own.
+        "gssapiclientidentity"
+        | "gssapikexalgorithms"
+        | "gssapikeyexchange"
+        | "gssapirenewalforcesrekey"
+        | "gssapiserveridentity"
+        | "gssapitrustdns"
+        | "protocolkeepalives"
+        | "setuptimeout"
+        | "usekeychain" => Silent,
+        _ => return None,
+    })
+}
+
+const fn ignored(name: &'static str, missed: fn(&[String]) -> bool, accumulates: bool) -> Keyword {
+    Keyword::Ignored(Ignored { name, missed, accumulates, usual_in_system: false })
+}
+
+const fn usual(name: &'static str, missed: fn(&[String]) -> bool, accumulates: bool) -> Keyword {
+    Keyword::Ignored(Ignored { name, missed, accumulates, usual_in_system: true })
+}
+
+fn always(_: &[String]) -> bool {
+    true
+}
+
+/// Returns whether the arguments are anything but `no`, `false` and `none`.
+pub(super) fn on(args: &[String]) -> bool {
+    !off(args)
+}
+
+fn off(args: &[String]) -> bool {
+    is(args, "no") || is(args, "false") || is(args, "none")
+}
+
+fn is(args: &[String], value: &str) -> bool {
+    matches!(args, [arg] if arg.eq_ignore_ascii_case(value))
+}
+
+fn is_locale(name: &str) -> bool {
+    name.starts_with('-') || name.starts_with("LC_") || name == "LANG" || name == "LANGUAGE"
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_openssh_reads_them() {
+        for (text, seconds) in [
+            ("0", Some(0)),
+            ("90", Some(90)),
+            ("1m30s", Some(90)),
+            ("1M30", Some(90)),
+            ("1h", Some(3600)),
+            ("1w1d", Some(691_200)),
+            ("1.5", Some(1)),
+            ("none", Some(0)),
+            ("", None),
+            ("1.5m", None),
+            ("1.", None),
+            ("-1", None),
+            ("1x", None),
+            ("s", None),
+            ("1s1s", None),
+            ("2147483647", Some(2_147_483_647)),
+            ("2147483648", None),
+            ("99999999999999999999", None),
+        ] {
+            assert_eq!(time(text), seconds, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_value_or_not(text in "\\PC{0,12}") {
+            for syntax in [Syntax::Port, Syntax::Flag, Syntax::Strict, Syntax::Family, Syntax::Time, Syntax::Count,
+                           Syntax::Files, Syntax::Agent] {
+                drop(syntax.check(std::slice::from_ref(&text)));
+            }
+        }
+    }
+}

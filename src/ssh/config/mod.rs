@@ -1,0 +1,426 @@
+//! ssh_config: what OpenSSH's configuration files and options say about one host, as a [`Target`].
+//!
+//! Owns the reading of `~/.ssh/config`, `/etc/ssh/ssh_config` and `-o` options, in OpenSSH's order and with its rules:
+//! [`line`] takes text apart, [`evaluate`] finds out which blocks apply and which value came first, this module
+//! makes typed values of what was found. It opens no key, no agent and no known_hosts file; it only names them.
+//!
+//! What we cannot do yet is never read as something else: a `Match` criterion that we cannot evaluate makes its
+//! block not apply, with a warning; a keyword without which we would reach the wrong place is an error.
+
+mod destination;
+mod evaluate;
+mod expand;
+mod glob;
+mod keyword;
+mod line;
+#[cfg(test)]
+mod oracle;
+pub(crate) mod pattern;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, fmt, io, path::PathBuf, time::Duration};
+
+pub(crate) use self::{destination::Destination, line::Place};
+use self::{
+    evaluate::{Evaluated, Setting},
+    keyword::Strict,
+};
+use super::target::{AddressFamily, Identities, KnownHostsFiles, StrictHostKeyChecking, Target};
+use crate::private_fs;
+
+/// How long dialling may take where `ConnectTimeout` says nothing: OpenSSH waits for the kernel, two minutes and
+/// more, which looks like a hang to whoever mistyped a name.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// `ServerAliveInterval` where the configuration says nothing: with the count below, a dead link is noticed in 45 s.
+const SERVER_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// `ServerAliveCountMax` where the configuration says nothing; OpenSSH's default.
+const SERVER_ALIVE_COUNT_MAX: usize = 3;
+
+/// OpenSSH's default `IdentityFile`s, in its order.
+const IDENTITY_FILES: [&str; 5] = ["id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk"];
+
+/// What was asked for on the command line. A value here wins over `options`, and those over every file.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Request {
+    /// The host as typed, without user and port: see [`Destination::parse`].
+    pub(crate) host: String,
+    /// `-l`, else the user of the destination.
+    pub(crate) user: Option<String>,
+    /// `-P`, else the port of the destination.
+    pub(crate) port: Option<u16>,
+    /// `-i`, in order; files of the configuration follow.
+    pub(crate) identity_files: Vec<PathBuf>,
+    /// `-o KEYWORD=VALUE`, in order; the first of one keyword wins.
+    pub(crate) options: Vec<(String, String)>,
+    /// `-4`, `-6`
+    pub(crate) address_family: Option<AddressFamily>,
+    /// `--batch`
+    pub(crate) batch: bool,
+    /// `--host-key`
+    pub(crate) pinned_host_key: Option<String>,
+}
+
+/// The machine and the person that we run for.
+#[derive(Clone, Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) home: PathBuf,
+    pub(crate) local_user: String,
+    pub(crate) local_hostname: String,
+    pub(crate) ssh_auth_sock: Option<PathBuf>,
+    /// `-F`
+    pub(crate) user_config: ConfigFile,
+    /// `/etc/ssh/ssh_config`; the system's known_hosts files lie beside it.
+    pub(crate) system_config: PathBuf,
+    /// For `${VAR}` and `IdentityAgent $VAR`.
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+/// Which configuration the user wants read.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum ConfigFile {
+    /// `~/.ssh/config` and the system's.
+    Default,
+    /// `-F FILE`: this one instead of both.
+    Path(PathBuf),
+    /// `-F none`: neither.
+    None,
+}
+
+/// Something that we left out and the user should know of.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Warning {
+    pub(crate) place: Place,
+    pub(crate) text: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.text)
+    }
+}
+
+/// Why there is no target.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{place}: {why}")]
+    Line { place: Place, why: String },
+    #[error("{place}: `{keyword}` is not supported yet")]
+    NotSupported { place: Place, keyword: &'static str },
+    #[error("{place}: the configuration refuses this connection: {message}")]
+    Refused { place: Place, message: String },
+    #[error("`{}` is not a destination: {why}", typed.escape_debug())]
+    Destination { typed: String, why: String },
+    #[error("`{}` is not a host name: {why}", host.escape_debug())]
+    Host { host: String, why: &'static str },
+    #[error("`{}` is not a user name: {why}", user.escape_debug())]
+    User { user: String, why: &'static str },
+    #[error("bad owner or permissions on `{}`", path.display())]
+    Permissions { path: PathBuf, source: private_fs::Error },
+    #[error("could not read `{}`", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("`{}` is not text in UTF-8", path.display())]
+    NotText { path: PathBuf },
+}
+
+impl Error {
+    /// Returns what the person can do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotSupported { keyword: keyword @ ("ProxyJump" | "ProxyCommand"), .. } => {
+                Some(format!("if the host can be reached directly, add `-o {keyword}=none`"))
+            }
+            Self::NotSupported { keyword, .. } => {
+                Some(format!("if you can do without it for this connection, add `-o {keyword}=none`"))
+            }
+            Self::Permissions { path, source: private_fs::Error::Exposed { .. } } => Some(format!(
+                "who can change it can run commands as you; run `chmod go-w '{}'`",
+                path.display()
+            )),
+            Self::Destination { .. } => {
+                Some("write `[user@]host[:port]` or `ssh://[user@]host[:port]`".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    fn bad(place: &Place, why: impl Into<String>) -> Self {
+        // What is quoted from a file may hold anything.
+        Self::Line { place: place.clone(), why: crate::printable::one_line(&why.into()) }
+    }
+}
+
+/// Finds out what the configuration says about the host that was asked for. Reads files: call it off the runtime's
+/// thread.
+pub(crate) fn resolve(
+    request: &Request,
+    surroundings: &Surroundings,
+) -> Result<(Target, Vec<Warning>), Error> {
+    let home =
+        surroundings.home.to_str().ok_or_else(|| Error::NotText { path: surroundings.home.clone() })?;
+    destination::check_host(&request.host)?;
+    let evaluated = evaluate::evaluate(request, surroundings, home)?;
+    Resolver { request, surroundings, home, evaluated }.target()
+}
+
+struct Resolver<'a> {
+    request: &'a Request,
+    surroundings: &'a Surroundings,
+    home: &'a str,
+    evaluated: Evaluated,
+}
+
+impl Resolver<'_> {
+    fn target(mut self) -> Result<(Target, Vec<Warning>), Error> {
+        self.refuse_unsupported()?;
+        let port = match self.setting("port") {
+            Some(setting) => destination::port(setting.value()).ok_or_else(|| not_a_value(setting))?,
+            None => 22,
+        };
+        let user = self.user(port)?;
+        let host_key_alias = self.setting("hostkeyalias").map(|s| s.value().to_ascii_lowercase());
+        let tokens = self.tokens(port, Some(&user));
+        let identities = self.identities(&tokens)?;
+        let known_hosts = self.known_hosts(&tokens)?;
+        let address_family = match (self.request.address_family, self.setting("addressfamily")) {
+            (Some(family), _) => family,
+            (None, Some(setting)) => keyword::family(setting.value()).ok_or_else(|| not_a_value(setting))?,
+            (None, None) => AddressFamily::Any,
+        };
+        let connect_timeout = match self.seconds("connecttimeout")? {
+            // `none` and 0 mean the kernel's patience, which nobody at a terminal has.
+            None | Some((0, _)) => CONNECT_TIMEOUT,
+            Some((seconds, _)) => Duration::from_secs(seconds.into()),
+        };
+        let batch = self.request.batch || self.flag("batchmode")?;
+        let hostname = self.evaluated.host.clone();
+        let strict_host_key_checking = self.strict_host_key_checking()?;
+        let (server_alive_interval, server_alive_count_max) = self.server_alive()?;
+        let target = Target {
+            original: self.request.host.clone(),
+            hostname,
+            port,
+            user,
+            host_key_alias,
+            address_family,
+            connect_timeout,
+            identities,
+            known_hosts,
+            strict_host_key_checking,
+            pinned_host_key: self.request.pinned_host_key.clone(),
+            server_alive_interval,
+            server_alive_count_max,
+            batch,
+        };
+        Ok((target, self.evaluated.warnings))
+    }
+
+    fn setting(&self, keyword: &str) -> Option<&Setting> {
+        self.evaluated.first.get(keyword)
+    }
+
+    fn flag(&self, keyword: &str) -> Result<bool, Error> {
+        match self.setting(keyword) {
+            Some(setting) => keyword::flag(setting.value()).ok_or_else(|| not_a_value(setting)),
+            None => Ok(false),
+        }
+    }
+
+    fn seconds(&self, keyword: &str) -> Result<Option<(u32, &Setting)>, Error> {
+        self.setting(keyword)
+            .map(|s| keyword::time(s.value()).map(|seconds| (seconds, s)).ok_or_else(|| not_a_value(s)))
+            .transpose()
+    }
+
+    fn refuse_unsupported(&self) -> Result<(), Error> {
+        let refuse = |setting: &Setting, keyword| {
+            if setting.value().eq_ignore_ascii_case("none") {
+                return Ok(());
+            }
+            Err(Error::NotSupported { place: setting.place.clone(), keyword })
+        };
+        for keyword in ["RevokedHostKeys", "KnownHostsCommand"] {
+            if let Some(setting) = self.setting(keyword) {
+                refuse(setting, keyword)?;
+            }
+        }
+        if let Some(setting) = self.setting("proxy") {
+            let jump = setting.args.get(1).is_some_and(|name| name == "ProxyJump");
+            refuse(setting, if jump { "ProxyJump" } else { "ProxyCommand" })?;
+        }
+        Ok(())
+    }
+
+    fn tokens<'t>(&'t self, port: u16, user: Option<&'t str>) -> expand::Tokens<'t> {
+        expand::Tokens {
+            host: &self.evaluated.host,
+            original: &self.request.host,
+            port,
+            user,
+            host_key_alias: self.setting("hostkeyalias").map_or(&self.request.host, Setting::value),
+            home: self.home,
+            local_user: &self.surroundings.local_user,
+            local_hostname: &self.surroundings.local_hostname,
+        }
+    }
+
+    /// A name that was typed stands as it is; one of the configuration may hold tokens (OpenSSH 10).
+    fn user(&self, port: u16) -> Result<String, Error> {
+        let user = match (&self.request.user, self.setting("user")) {
+            (Some(user), _) => user.clone(),
+            (None, Some(setting)) => self.expand(setting.value(), &self.tokens(port, None), setting)?,
+            (None, None) => self.surroundings.local_user.clone(),
+        };
+        destination::check_user(&user)?;
+        Ok(user)
+    }
+
+    fn expand(&self, text: &str, tokens: &expand::Tokens<'_>, from: &Setting) -> Result<String, Error> {
+        expand::all(text, tokens, &self.surroundings.env).map_err(|why| Error::bad(&from.place, why))
+    }
+
+    /// Expands a path as OpenSSH does: the tilde first, so that no token can bring one in.
+    fn path(&self, text: &str, tokens: &expand::Tokens<'_>, from: &Setting) -> Result<PathBuf, Error> {
+        let text = expand::tilde(text, self.home).map_err(|why| Error::bad(&from.place, why))?;
+        self.expand(&text, tokens, from).map(PathBuf::from)
+    }
+
+    fn identities(&self, tokens: &expand::Tokens<'_>) -> Result<Identities, Error> {
+        let mut files = Vec::new();
+        let mut add = |path: PathBuf| {
+            if !files.contains(&path) {
+                files.push(path);
+            }
+        };
+        for path in &self.request.identity_files {
+            // A path that is not UTF-8 can hold no token that was meant as one.
+            match path.to_str() {
+                Some(text) => {
+                    let args = vec![text.to_owned()];
+                    let typed = Setting { args, place: Place::CommandLine, by_user: true };
+                    add(self.path(text, tokens, &typed)?);
+                }
+                None => add(path.clone()),
+            }
+        }
+        for setting in &self.evaluated.identity_files {
+            if !setting.value().eq_ignore_ascii_case("none") {
+                add(self.path(setting.value(), tokens, setting)?);
+            }
+        }
+        let configured = &self.evaluated.identity_files;
+        if self.request.identity_files.is_empty() && configured.is_empty() {
+            for name in IDENTITY_FILES {
+                add(self.surroundings.home.join(".ssh").join(name));
+            }
+        }
+        let explicit = !self.request.identity_files.is_empty() || configured.iter().any(|s| s.by_user);
+        Ok(Identities { files, explicit, only: self.flag("identitiesonly")?, agent: self.agent(tokens)? })
+    }
+
+    fn agent(&self, tokens: &expand::Tokens<'_>) -> Result<Option<PathBuf>, Error> {
+        let Some(setting) = self.setting("identityagent") else {
+            return Ok(self.surroundings.ssh_auth_sock.clone());
+        };
+        match setting.value() {
+            "none" => Ok(None),
+            "SSH_AUTH_SOCK" => Ok(self.surroundings.ssh_auth_sock.clone()),
+            text => match text.strip_prefix('$') {
+                // The old form: a variable that is not set means no agent.
+                Some(name) if !name.starts_with('{') => {
+                    Ok(self.surroundings.env.get(name).map(PathBuf::from))
+                }
+                _ => self.path(text, tokens, setting).map(Some),
+            },
+        }
+    }
+
+    fn known_hosts(&self, tokens: &expand::Tokens<'_>) -> Result<KnownHostsFiles, Error> {
+        let is_none = |setting: &Setting| setting.value().eq_ignore_ascii_case("none");
+        let user = match self.setting("userknownhostsfile") {
+            Some(setting) if is_none(setting) => Vec::new(),
+            Some(setting) => {
+                setting.args.iter().map(|arg| self.path(arg, tokens, setting)).collect::<Result<_, _>>()?
+            }
+            None => {
+                let directory = self.surroundings.home.join(".ssh");
+                vec![directory.join("known_hosts"), directory.join("known_hosts2")]
+            }
+        };
+        let global = match self.setting("globalknownhostsfile") {
+            Some(setting) if is_none(setting) => Vec::new(),
+            // Tokens and variables are not for this one; OpenSSH expands the tilde only.
+            Some(setting) => setting
+                .args
+                .iter()
+                .map(|arg| {
+                    expand::tilde(arg, self.home)
+                        .map(PathBuf::from)
+                        .map_err(|why| Error::bad(&setting.place, why))
+                })
+                .collect::<Result<_, _>>()?,
+            None => {
+                let beside = |name| self.surroundings.system_config.with_file_name(name);
+                vec![beside("ssh_known_hosts"), beside("ssh_known_hosts2")]
+            }
+        };
+        Ok(KnownHostsFiles { user, global, hash: self.flag("hashknownhosts")? })
+    }
+
+    fn strict_host_key_checking(&mut self) -> Result<StrictHostKeyChecking, Error> {
+        let Some(setting) = self.setting("stricthostkeychecking").cloned() else {
+            return Ok(StrictHostKeyChecking::Ask);
+        };
+        Ok(match keyword::strict(setting.value()).ok_or_else(|| not_a_value(&setting))? {
+            Strict::Yes => StrictHostKeyChecking::Yes,
+            Strict::Ask => StrictHostKeyChecking::Ask,
+            Strict::AcceptNew => StrictHostKeyChecking::AcceptNew,
+            Strict::Off => {
+                let text = format!(
+                    "`StrictHostKeyChecking {}` is taken as `accept-new`: we never go on with a host key that changed",
+                    setting.value()
+                );
+                self.evaluated.warnings.push(Warning { place: setting.place, text });
+                StrictHostKeyChecking::AcceptNew
+            }
+        })
+    }
+
+    /// A tunnel must notice that its link is dead, so that 0 (never ask) is not taken.
+    fn server_alive(&mut self) -> Result<(Duration, usize), Error> {
+        let interval = self.seconds("serveraliveinterval")?.map(|(seconds, s)| (seconds, s.place.clone()));
+        let count = match self.setting("serveralivecountmax") {
+            Some(s) => Some((keyword::count(s.value()).ok_or_else(|| not_a_value(s))?, s.place.clone())),
+            None => None,
+        };
+        let mut zero = |keyword: &str, place, default: String| {
+            let text =
+                format!("`{keyword} 0` is not taken, a tunnel must notice a dead link: it is {default}");
+            self.evaluated.warnings.push(Warning { place, text });
+        };
+        let interval = match interval {
+            Some((0, place)) => {
+                zero("ServerAliveInterval", place, format!("{} s", SERVER_ALIVE_INTERVAL.as_secs()));
+                SERVER_ALIVE_INTERVAL
+            }
+            Some((seconds, _)) => Duration::from_secs(seconds.into()),
+            None => SERVER_ALIVE_INTERVAL,
+        };
+        let count = match count {
+            Some((0, place)) => {
+                zero("ServerAliveCountMax", place, SERVER_ALIVE_COUNT_MAX.to_string());
+                SERVER_ALIVE_COUNT_MAX
+            }
+            Some((count, _)) => usize::try_from(count).unwrap_or(SERVER_ALIVE_COUNT_MAX),
+            None => SERVER_ALIVE_COUNT_MAX,
+        };
+        Ok((interval, count))
+    }
+}
+
+/// The syntax was checked when the line was read; this keeps that from being an assumption.
+fn not_a_value(setting: &Setting) -> Error {
+    Error::bad(&setting.place, format!("`{}` is not a value for it", setting.value()))
+}
