@@ -216,14 +216,15 @@ impl Profiles {
 
     /// Returns the names of all profiles that could be served, sorted.
     pub(crate) fn names(&self) -> Vec<ProfileName> {
-        let names: BTreeSet<&str> = self.config.profiles().chain(self.credentials.profiles()).collect();
+        let names: BTreeSet<String> =
+            self.config.profiles().chain(self.credentials.profiles()).filter_map(decoded).collect();
         names.into_iter().filter_map(|name| name.parse().ok()).collect()
     }
 
     /// Returns the names of all `[sso-session]` sections, sorted.
     pub(crate) fn session_names(&self) -> Vec<String> {
-        let names: BTreeSet<&str> = self.config.sso_sessions().collect();
-        names.into_iter().map(str::to_owned).collect()
+        let names: BTreeSet<String> = self.config.sso_sessions().filter_map(decoded).collect();
+        names.into_iter().collect()
     }
 
     /// Returns the profile that is meant when nobody names one: a usable `default`, or else the only one.
@@ -240,9 +241,8 @@ impl Profiles {
     /// Follows a profile to its source.
     pub(crate) fn resolve(&self, name: &ProfileName) -> Result<Profile, Error> {
         let section = ProfileSection { profiles: self, name: name.as_str() };
-        if self.config.get_profile(name.as_str()).is_none()
-            && self.credentials.get_profile(name.as_str()).is_none()
-        {
+        let key = encoded(name.as_str());
+        if self.config.get_profile(&key).is_none() && self.credentials.get_profile(&key).is_none() {
             let names = self.names();
             return Err(Error::UnknownProfile {
                 profile: name.to_string(),
@@ -265,12 +265,12 @@ impl Profiles {
 
     fn session_for(&self, name: &str, profile: Option<&str>) -> Result<SsoSession, Error> {
         let file = &self.files.config;
-        let Some(section) = self.config.sso_session(name) else {
+        let Some(section) = self.config.sso_session(&encoded(name)) else {
             return Err(Error::UnknownSession {
                 session: one_line(name),
                 profile: profile.map(str::to_owned),
                 file: file.clone(),
-                near: near(name, self.config.sso_sessions()),
+                near: near(name, self.session_names().iter().map(String::as_str)),
             });
         };
         let title = format!("sso-session {name}");
@@ -311,7 +311,7 @@ impl<'a> ProfileSection<'a> {
     fn get(&self, key: &str) -> Option<(&'a str, &'a Path)> {
         let in_file = |sections: &'a EnvConfigSections, path: &'a Path| {
             sections
-                .get_profile(self.name)?
+                .get_profile(&encoded(self.name))?
                 .get(key)
                 .filter(|value| !value.is_empty())
                 .map(|value| (value, path))
@@ -415,6 +415,7 @@ fn sections(path: &Path, kind: EnvConfigFileKind, bytes: &[u8]) -> Result<EnvCon
     let syntax = |fault: String| Error::Syntax { path: path.to_owned(), fault };
     let text = std::str::from_utf8(bytes).map_err(|_| syntax("it is not UTF-8 text".to_owned()))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = with_encoded_names(text, matches!(kind, EnvConfigFileKind::Credentials));
     let files = EnvConfigFiles::builder().with_contents(kind, text).build();
     let (environment, file_system) = (Env::from_slice(&[]), Fs::from_slice(&[]));
     // The text is at hand, so that this future is ready at its first poll: there is nothing to wait for.
@@ -430,6 +431,59 @@ fn sections(path: &Path, kind: EnvConfigFileKind, bytes: &[u8]) -> Result<EnvCon
             fault.trim_start_matches("error parsing").trim_start().trim_start_matches("on ").to_owned();
         syntax(fault.split_whitespace().collect::<Vec<_>>().join(" "))
     })
+}
+
+/// Encodes the names in section headers: the parser ignores sections whose name is more than an identifier, but the
+/// AWS CLI takes `[profile 'team a']`. Lines stay where they are.
+fn with_encoded_names(text: &str, in_credentials: bool) -> String {
+    let header = |line: &str| {
+        let (title, rest) = line.strip_prefix('[')?.split_once(']')?;
+        let title = title.trim();
+        let words = title.split_once(char::is_whitespace).filter(|_| !in_credentials);
+        let (prefix, name) = words.map_or(("", title), |(prefix, name)| (prefix, name.trim()));
+        let quoted = |quote| name.strip_prefix(quote)?.strip_suffix(quote);
+        let name = match quoted('\'').or_else(|| quoted('"')) {
+            Some(name) if !in_credentials => encoded(name),
+            // Without quotes the AWS CLI takes two words for two names, and the section for none.
+            None if !in_credentials && name.contains(char::is_whitespace) => name.to_owned(),
+            Some(_) | None => encoded(name),
+        };
+        Some(format!("[{prefix} {name}]{rest}"))
+    };
+    text.split('\n')
+        .map(|line| header(line).unwrap_or_else(|| line.to_owned()))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Writes a name as an identifier: what is not a letter, a digit or one of `_-/.@:+` as `%XX`.
+fn encoded(name: &str) -> String {
+    use fmt::Write as _;
+
+    name.bytes().fold(String::with_capacity(name.len()), |mut encoded, byte| {
+        if byte.is_ascii_alphanumeric() || b"_-/.@:+".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+        encoded
+    })
+}
+
+/// Undoes [`encoded`].
+fn decoded(name: &str) -> Option<String> {
+    let mut bytes = name.bytes();
+    let mut decoded = Vec::with_capacity(name.len());
+    while let Some(byte) = bytes.next() {
+        decoded.push(if byte == b'%' {
+            let mut digit = || char::from(bytes.next()?).to_digit(16);
+            u8::try_from(digit()? * 16 + digit()?).ok()?
+        } else {
+            byte
+        });
+    }
+    String::from_utf8(decoded).ok()
 }
 
 /// Returns the names that were probably meant, best first.
@@ -613,6 +667,25 @@ sso_role_name = Developer
             profiles(&plain, "").resolve(&"dev".parse().unwrap()),
             Err(Error::Invalid { key: "sso_start_url", .. })
         ));
+    }
+
+    #[test]
+    fn a_name_may_be_whatever_the_aws_cli_takes() {
+        let rest = "sso_account_id=111122223333\nsso_role_name=R\n";
+        let config = format!(
+            "[sso-session 'my corp']\nsso_start_url=https://x\nsso_region=us-east-1\n\
+             [profile 'team a'] ; ours\nsso_session=my corp\n{rest}[profile über]\nsso_session=my corp\n{rest}\
+             [profile \"a%b\"]\nsso_session=my corp\n{rest}[profile two words]\nsso_session=my corp\n{rest}"
+        );
+        let profiles = profiles(&config, "[old keys]\naws_access_key_id=AKIA\n");
+        let names: Vec<_> = profiles.names().iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["a%b", "old keys", "team a", "über"]);
+        for name in ["team a", "über", "a%b"] {
+            let Source::Sso(role) = profiles.resolve(&name.parse().unwrap()).unwrap().source;
+            assert_eq!(role.session.cache_key(), "my corp");
+        }
+        assert!(matches!(profiles.resolve(&"old keys".parse().unwrap()), Err(Error::Unsupported { .. })));
+        assert_eq!(profiles.session_names(), ["my corp"]);
     }
 
     #[test]
