@@ -262,7 +262,7 @@ impl KnownHosts {
             return Verdict::Revoked { path: revoked.path.to_path_buf(), line: revoked.line };
         }
         let on_file: Vec<_> = self.entries_of(&name.name, Marker::None).collect();
-        if on_file.iter().any(|entry| is_key(entry)) {
+        if on_file.iter().any(is_key) {
             return Verdict::Known;
         }
         if let Some(other) = on_file.iter().find(|entry| entry.key.algorithm() == key.algorithm()) {
