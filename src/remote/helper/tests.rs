@@ -331,30 +331,45 @@ async fn files_go_when_we_fall_silent_and_no_process_stays() {
 }
 
 #[tokio::test]
-async fn heartbeats_keep_the_files_and_leave_no_process() {
-    let mut hosts = Vec::new();
+async fn a_killed_helper_is_noticed_at_once_and_its_files_go_later() {
     for shell in SHELLS {
         let host = Host::new(shell);
-        // Nothing else sleeps for this long, to the second.
-        let link = host.link_at(Pace { beat: Duration::from_millis(100), silence: 86_413 }).await;
+        let mut link = host.link_at(Pace { beat: Duration::from_secs(3600), silence: 2 }).await;
+        link.install("4144", vec![secret("token", SECRET)]).await.unwrap();
+        link.process.kill().await.unwrap();
+        assert!(link.actor_ends().await.is_err());
+        assert!(!host.left().is_empty(), "{shell}: the watchdog does not keep the channel open");
+        until(shell, Duration::from_secs(4), || host.left().is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn heartbeats_keep_the_files_and_leave_no_process() {
+    let mut hosts = Vec::new();
+    // Nothing else sleeps for this long, to the second.
+    let silence = 1_000_000_000 + std::process::id();
+    let watchdogs = || processes(&format!("sleep {silence}"));
+    for shell in SHELLS {
+        let host = Host::new(shell);
+        let link = host.link_at(Pace { beat: Duration::from_millis(100), silence }).await;
         link.install("4144", vec![secret("token", SECRET)]).await.unwrap();
         hosts.push((host, link));
     }
     // Several heartbeats later each has its one watchdog, and not one per heartbeat.
     let mut seen = HashSet::new();
     until("watchdogs come and go", PATIENCE, || {
-        seen.extend(processes("sleep 86413"));
+        seen.extend(watchdogs());
         seen.len() >= 5 * SHELLS.len()
     })
     .await;
-    until("one watchdog each", PATIENCE, || processes("sleep 86413").len() == SHELLS.len()).await;
+    until("one watchdog each", PATIENCE, || watchdogs().len() == SHELLS.len()).await;
     for (host, mut link) in hosts {
         assert!(!host.left().is_empty(), "{}", host.shell);
         link.helper.clone().bye().await;
         link.process.wait().await.unwrap();
         drop(link.actor.join_next().await);
     }
-    until("no sleep is left", Duration::from_secs(2), || processes("sleep 86413").is_empty()).await;
+    until("no sleep is left", Duration::from_secs(2), || watchdogs().is_empty()).await;
 }
 
 #[tokio::test]
