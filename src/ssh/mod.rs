@@ -1,3 +1,19 @@
 //! A client connection to one host; knows nothing of AWS or HTTP.
 
+mod agent;
+pub(crate) mod algorithms;
+pub(crate) mod auth;
+pub(crate) mod dial;
+pub(crate) mod error;
+pub(crate) mod forward;
+pub(crate) mod handler;
+mod identity;
+pub(crate) mod inbox;
+#[cfg(test)]
+mod peer;
+pub(crate) mod process;
+pub(crate) mod pump;
+pub(crate) mod session;
 pub(crate) mod target;
+pub(crate) mod terminal;
+pub(crate) mod transport;
