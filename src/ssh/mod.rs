@@ -2,4 +2,20 @@
 
 pub(crate) mod config;
 pub(crate) mod known_hosts;
+mod agent;
+pub(crate) mod algorithms;
+pub(crate) mod auth;
+pub(crate) mod dial;
+pub(crate) mod error;
+pub(crate) mod forward;
+pub(crate) mod handler;
+mod identity;
+pub(crate) mod inbox;
+#[cfg(test)]
+mod peer;
+pub(crate) mod process;
+pub(crate) mod pump;
+pub(crate) mod session;
 pub(crate) mod target;
+pub(crate) mod terminal;
+pub(crate) mod transport;

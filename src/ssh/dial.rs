@@ -1,0 +1,302 @@
+//! A TCP connection to a [`Target`]: every address of the name, the fastest wins.
+
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout_at},
+};
+use tracing::debug;
+
+use super::{
+    error::Error,
+    target::{AddressFamily, Target},
+    transport::STALL_TIMEOUT,
+};
+
+/// How long one address gets before the next is tried beside it (RFC 8305, section 8).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+
+/// More addresses than any bastion has; a name with more is not worth waiting for.
+const MOST_ADDRESSES: usize = 16;
+
+/// Why no address answered.
+#[derive(Debug)]
+pub(crate) enum Cause {
+    NameNotFound(io::Error),
+    /// The name has addresses, but none of the family that was asked for.
+    NoAddress(AddressFamily),
+    /// What each address that failed said.
+    Failed(Vec<(SocketAddr, io::Error)>),
+    TimedOut(Duration),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NameNotFound(_) => f.write_str("name not found"),
+            Self::NoAddress(AddressFamily::Inet) => f.write_str("the name has no IPv4 address"),
+            Self::NoAddress(AddressFamily::Inet6) => f.write_str("the name has no IPv6 address"),
+            Self::NoAddress(AddressFamily::Any) => f.write_str("the name has no address"),
+            Self::Failed(tried) => {
+                for (i, (address, error)) in tried.iter().enumerate() {
+                    let what = match error.kind() {
+                        io::ErrorKind::ConnectionRefused => "connection refused".into(),
+                        io::ErrorKind::TimedOut => "timed out".into(),
+                        io::ErrorKind::NetworkUnreachable => "network unreachable".into(),
+                        io::ErrorKind::HostUnreachable => "no route to host".into(),
+                        _ => error.to_string(),
+                    };
+                    write!(f, "{}{what} ({})", if i == 0 { "" } else { ", " }, address.ip())?;
+                }
+                Ok(())
+            }
+            Self::TimedOut(after) => write!(f, "no answer within {} s", after.as_secs()),
+        }
+    }
+}
+
+impl std::error::Error for Cause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::NameNotFound(error) => Some(error),
+            Self::NoAddress(_) | Self::Failed(_) | Self::TimedOut(_) => None,
+        }
+    }
+}
+
+impl Cause {
+    /// Returns what the person can do about it.
+    pub(super) fn hint(&self, host: &str) -> Option<String> {
+        match self {
+            Self::NameNotFound(_) => {
+                Some(format!("check the spelling of `{host}`, or `HostName` in ssh_config"))
+            }
+            Self::NoAddress(_) => Some("leave the address family out (`-4`, `-6`, `AddressFamily`)".into()),
+            Self::TimedOut(_) => Some("is a VPN or a jump host needed to get there?".into()),
+            Self::Failed(_) => None,
+        }
+    }
+}
+
+/// A connected socket that acknowledges at once.
+///
+/// sshd up to 10.0 leaves Nagle's algorithm on for forwards; with our delayed acknowledgements every request
+/// would take 44 ms.
+#[derive(Debug)]
+pub(crate) struct Dialled {
+    stream: TcpStream,
+    peer: SocketAddr,
+}
+
+impl Dialled {
+    /// Returns the address that answered.
+    pub(crate) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+}
+
+/// Connects to `target`.
+pub(crate) async fn dial(target: &Target) -> Result<Dialled, Error> {
+    dial_first(target, None).await
+}
+
+/// Connects again, to the address that answered last time where it still does: listeners and multiplexers of the
+/// user live on one of several machines behind a name.
+pub(crate) async fn redial(target: &Target, peer: SocketAddr) -> Result<Dialled, Error> {
+    dial_first(target, Some(peer)).await
+}
+
+async fn dial_first(target: &Target, first: Option<SocketAddr>) -> Result<Dialled, Error> {
+    let unreachable =
+        |cause| Error::Unreachable { host: target.hostname.clone(), port: target.port, source: cause };
+    let deadline = Instant::now() + target.connect_timeout;
+    let resolving = tokio::net::lookup_host((target.hostname.as_str(), target.port));
+    let addresses: Vec<_> = match timeout_at(deadline, resolving).await {
+        Err(_) => return Err(unreachable(Cause::TimedOut(target.connect_timeout))),
+        Ok(Err(error)) => return Err(unreachable(Cause::NameNotFound(error))),
+        Ok(Ok(addresses)) => addresses.collect(),
+    };
+    let addresses = in_order(addresses, target.address_family, first);
+    if addresses.is_empty() {
+        return Err(unreachable(Cause::NoAddress(target.address_family)));
+    }
+    let (stream, peer) = race(addresses, deadline, target.connect_timeout).await.map_err(unreachable)?;
+    if let Err(error) = tune(&stream) {
+        debug!(%error, "the socket keeps some of its defaults");
+    }
+    Ok(Dialled { stream, peer })
+}
+
+/// Keeps the wanted family, and lets families alternate so that a broken IPv6 costs one step (RFC 8305, section 4).
+fn in_order(addresses: Vec<SocketAddr>, family: AddressFamily, first: Option<SocketAddr>) -> Vec<SocketAddr> {
+    let wanted = |address: &SocketAddr| match family {
+        AddressFamily::Any => true,
+        AddressFamily::Inet => address.is_ipv4(),
+        AddressFamily::Inet6 => address.is_ipv6(),
+    };
+    let addresses: Vec<_> = addresses.into_iter().filter(wanted).collect();
+    let Some(preferred) = addresses.first().map(SocketAddr::is_ipv6) else { return Vec::new() };
+    let (mut ours, mut others): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == preferred);
+    ours.reverse();
+    others.reverse();
+    let mut ordered: Vec<SocketAddr> = Vec::new();
+    while let Some(address) = ours.pop().or_else(|| others.pop()) {
+        ordered.extend([Some(address), others.pop()].into_iter().flatten());
+    }
+    if let Some(at) = first.and_then(|first| ordered.iter().position(|address| *address == first)) {
+        let address = ordered.remove(at);
+        ordered.insert(0, address);
+    }
+    ordered.truncate(MOST_ADDRESSES);
+    ordered
+}
+
+async fn race(
+    addresses: Vec<SocketAddr>,
+    deadline: Instant,
+    limit: Duration,
+) -> Result<(TcpStream, SocketAddr), Cause> {
+    let mut left = addresses.into_iter();
+    let mut attempts = JoinSet::new();
+    let mut failed = Vec::new();
+    loop {
+        let more = match left.next() {
+            Some(address) => {
+                attempts.spawn(async move { (address, TcpStream::connect(address).await) });
+                left.len() > 0
+            }
+            None if attempts.is_empty() => return Err(Cause::Failed(failed)),
+            None => false,
+        };
+        // Without a further address there is nothing to wait for but an answer or the deadline.
+        let next = if more { (Instant::now() + NEXT_ADDRESS).min(deadline) } else { deadline };
+        tokio::select! {
+            biased;
+            ended = attempts.join_next() => match ended {
+                Some(Ok((address, Ok(stream)))) => return Ok((stream, address)),
+                Some(Ok((address, Err(error)))) => failed.push((address, error)),
+                // An attempt neither panics nor is cancelled while this set lives.
+                Some(Err(_)) | None => {}
+            },
+            () = sleep_until(next) => {
+                if Instant::now() >= deadline {
+                    return Err(if failed.is_empty() { Cause::TimedOut(limit) } else { Cause::Failed(failed) });
+                }
+            }
+        }
+    }
+}
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    rustix::net::sockopt::set_socket_keepalive(stream, true)?;
+    #[cfg(target_os = "linux")]
+    {
+        let milliseconds = u32::try_from(STALL_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
+        rustix::net::sockopt::set_tcp_user_timeout(stream, milliseconds)?;
+        rustix::net::sockopt::set_tcp_quickack(stream, true)?;
+    }
+    Ok(())
+}
+
+impl AsyncRead for Dialled {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        #[cfg(target_os = "linux")]
+        if polled.is_ready() {
+            // The kernel falls back to delayed acknowledgements by itself; failing costs time only.
+            rustix::net::sockopt::set_tcp_quickack(&self.stream, true).unwrap_or_default();
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Dialled {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Whether `address` is this machine as a peer on it sees it: 127.0.0.0/8, `::1`, or an IPv4 one of these written as IPv6.
+pub(super) fn is_loopback(address: &str) -> bool {
+    address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ssh::peer::target;
+
+    fn addresses(list: &[&str]) -> Vec<SocketAddr> {
+        list.iter().map(|address| address.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn families_alternate_and_start_with_what_the_resolver_prefers() {
+        let list = addresses(&["[2001:db8::1]:22", "[2001:db8::2]:22", "192.0.2.1:22", "192.0.2.2:22"]);
+        assert_eq!(
+            in_order(list.clone(), AddressFamily::Any, None),
+            addresses(&["[2001:db8::1]:22", "192.0.2.1:22", "[2001:db8::2]:22", "192.0.2.2:22"])
+        );
+        assert_eq!(in_order(list.clone(), AddressFamily::Inet, None), list[2..]);
+        let again = in_order(list.clone(), AddressFamily::Any, Some(list[3]));
+        assert_eq!((again[0], again.len()), (list[3], 4));
+        assert!(in_order(list[..2].to_vec(), AddressFamily::Inet, None).is_empty());
+    }
+
+    #[test]
+    fn loopback_is_recognised_however_it_is_written() {
+        for yes in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+            assert!(is_loopback(yes), "{yes}");
+        }
+        for no in ["10.0.0.1", "::ffff:10.0.0.1", "0.0.0.0", "localhost", "", "127.0.0.1.example.org"] {
+            assert!(!is_loopback(no), "{no}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusing_port_is_named_with_its_cause() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let target = Target { hostname: "127.0.0.1".into(), port, ..target() };
+        let error = dial(&target).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("could not reach `127.0.0.1:{port}`"));
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(cause, "connection refused (127.0.0.1)");
+    }
+
+    #[tokio::test]
+    async fn a_dead_first_address_does_not_keep_a_living_second_one_waiting() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let living = listener.local_addr().unwrap();
+        // Nothing listens there, so it refuses at once and the second address is next.
+        let dead = SocketAddr::new("127.0.0.2".parse().unwrap(), living.port());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let (stream, peer) = race(vec![dead, living], deadline, Duration::from_secs(5)).await.unwrap();
+        assert_eq!(peer, living);
+        tune(&stream).unwrap();
+    }
+}

@@ -1,0 +1,109 @@
+//! What can go wrong with a connection, by what the caller can do about it.
+
+use std::{fmt, time::Duration};
+
+use super::{auth, dial, handler::Ended};
+
+/// Why a connection could not be made or used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("could not reach `{host}:{port}`")]
+    Unreachable { host: String, port: u16, source: dial::Cause },
+    #[error(transparent)]
+    HostKey(#[from] HostKeyRefused),
+    #[error(transparent)]
+    Authentication(Box<auth::Refused>),
+    /// The connection ended, before or after it was ready.
+    #[error("the connection to `{host}` ended")]
+    Closed { host: String, source: Ended },
+    /// The server does something that we do not, or does it wrong.
+    #[error("could not speak SSH with `{host}`")]
+    Protocol { host: String, source: russh::Error },
+    /// The algorithms that the server offers are not safe together.
+    #[error("`{host}` offers no safe encryption: {why}")]
+    Weak { host: String, why: &'static str },
+    #[error("`{host}` did not answer within {} s ({step})", after.as_secs())]
+    Stalled { host: String, step: &'static str, after: Duration },
+    #[error(transparent)]
+    ForwardRefused(#[from] ForwardRefused),
+    #[error(transparent)]
+    ChannelRefused(#[from] ChannelRefused),
+}
+
+impl Error {
+    /// Returns what the person can do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unreachable { source, host, .. } => source.hint(host),
+            Self::HostKey(refused) => refused.hint.clone(),
+            Self::Authentication(refused) => refused.hint(),
+            Self::Weak { .. } => Some("ask its administrator for a current sshd".into()),
+            Self::Protocol { source, .. } => protocol_hint(source),
+            Self::Closed { source, .. } => source.hint(),
+            Self::Stalled { .. } => None,
+            Self::ForwardRefused(_) | Self::ChannelRefused(_) => None,
+        }
+    }
+}
+
+fn protocol_hint(error: &russh::Error) -> Option<String> {
+    match error {
+        russh::Error::NoCommonAlgo { theirs, .. } => {
+            let theirs = super::algorithms::listed(theirs);
+            Some(format!("the server offers only {theirs}; ask its administrator for a current sshd"))
+        }
+        russh::Error::Version => Some("is there really an SSH server behind this port?".into()),
+        _ => None,
+    }
+}
+
+/// A host key that was not accepted, with the finding of whoever judged it.
+pub(crate) struct HostKeyRefused {
+    /// What was found; printed as it is, with its own sources.
+    pub(crate) error: Box<dyn std::error::Error + Send + Sync>,
+    pub(crate) hint: Option<String>,
+}
+
+impl fmt::Debug for HostKeyRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.error, f)
+    }
+}
+
+impl fmt::Display for HostKeyRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.error, f)
+    }
+}
+
+impl std::error::Error for HostKeyRefused {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+/// The server does not forward what we asked for. It never says why; `remote` finds out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ForwardRefused {
+    #[error("the server refused to forward {what}")]
+    Denied { what: String },
+    #[error("the server did not answer the request to forward {what} within {} s", after.as_secs())]
+    TimedOut { what: String, after: Duration },
+    #[error("the connection ended before {what} was forwarded")]
+    Closed { what: String, source: Ended },
+}
+
+/// The server does not open a channel, or does not do on it what we asked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChannelRefused {
+    /// The channel itself was refused; the text is the server's, safe to print.
+    #[error("the server refused {what}: {text}")]
+    Open { what: &'static str, prohibited: bool, text: String },
+    /// The channel was there, but not the command, shell or terminal on it.
+    #[error("the server refused to run {what}")]
+    Request { what: &'static str },
+    #[error("the server did not answer within {} s ({what})", after.as_secs())]
+    TimedOut { what: &'static str, after: Duration },
+    #[error("the connection ended before {what} was open")]
+    Closed { what: &'static str, source: Ended },
+}

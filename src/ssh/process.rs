@@ -1,0 +1,416 @@
+//! A command or shell on the host: its streams, its signals, its end.
+//!
+//! Its output may be read by a person in a pager, or by nobody for an hour, and russh has no back-pressure per
+//! channel. So what waits beyond [`IN_MEMORY`] goes into a file that has no name, and comes back from there in order.
+
+use std::{
+    collections::VecDeque, fs::File, future::poll_fn, io, os::unix::fs::FileExt as _, pin::pin, sync::Arc,
+};
+
+use bytes::{Buf as _, BufMut as _, Bytes};
+use russh::{ChannelWriteHalf, Sig, client::Msg};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use tokio::io::DuplexStream;
+
+use super::{
+    inbox::{Chunk, End, Exit, Inbox, Kind, Limit, Overflow, State},
+    pump::{Finished, Outward, Pump, WRITE_AHEAD},
+};
+
+/// What of a process's output waits in memory before it goes to a file, in bytes.
+const IN_MEMORY: usize = 1 << 20;
+
+/// What may wait in memory while the file is slow, in bytes. Beyond it the disk is broken, and the channel is cut.
+const MOST_IN_MEMORY: usize = 64 << 20;
+
+/// What may wait in the file, in bytes: hours of a terminal, a large tarball, but not the whole disk.
+const MOST_IN_FILE: u64 = 4 << 30;
+
+/// One read from the file. At least one record fits: a packet is at most 256 KiB, whatever a server claims.
+const READ_BACK: usize = 512 * 1024;
+
+/// Where the nameless file may live: on disk rather than in memory, where there is a choice.
+const DIRECTORIES: [&str; 2] = ["/var/tmp", "/tmp"];
+
+/// What becomes of a process's output that nobody has read yet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Keep {
+    /// All of it: for people and their commands.
+    All,
+    /// At most so many bytes in its life, then the channel is cut: for helpers of ours.
+    AtMost(usize),
+}
+
+impl Keep {
+    pub(super) fn limit(self) -> Limit {
+        match self {
+            Self::All => Limit::Waiting(MOST_IN_MEMORY),
+            Self::AtMost(most) => Limit::Total(most),
+        }
+    }
+}
+
+/// What a process said.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Event {
+    Stdout(Bytes),
+    Stderr(Bytes),
+    /// The last one.
+    Exit(Exit),
+}
+
+/// A process on the host. Its [`Pump`] must be driven beside it.
+pub(crate) struct Process {
+    /// Shutting it down, or dropping it, is the end of the process's standard input.
+    pub(crate) stdin: DuplexStream,
+    pub(crate) events: Events,
+    pub(crate) control: Control,
+    /// Whether the server gave the terminal that was asked for.
+    pub(crate) has_pty: bool,
+}
+
+impl Process {
+    pub(super) fn new(channel: Outward, keep: Keep, has_pty: bool) -> (Self, Pump) {
+        let (stdin, outgoing) = tokio::io::duplex(WRITE_AHEAD);
+        let process = Self {
+            stdin,
+            events: Events { inbox: Arc::clone(&channel.inbox), returned: VecDeque::new(), over: false },
+            control: Control(Arc::clone(&channel.write)),
+            has_pty,
+        };
+        let pump = Pump::new(async move {
+            let inbox = Arc::clone(&channel.inbox);
+            let finished = {
+                let sending = async {
+                    channel.send(outgoing).await;
+                    std::future::pending::<()>().await;
+                };
+                let mut sending = pin!(sending);
+                loop {
+                    tokio::select! {
+                        biased;
+                        end = inbox.ended() => break Finished::from(&end),
+                        () = unwanted(&inbox) => {
+                            // A process that nobody listens to any more gets the end of its input and some time.
+                            drop(channel.write.eof().await);
+                            break channel.linger().await;
+                        }
+                        batch = overflowing(&inbox), if keep == Keep::All => keep_in_file(&inbox, batch).await,
+                        () = &mut sending => {}
+                    }
+                }
+            };
+            channel.finish(finished).await;
+            finished
+        });
+        (process, pump)
+    }
+}
+
+async fn unwanted(inbox: &Inbox) {
+    inbox.pump_waits(|state| state.is_deaf().then_some(())).await;
+}
+
+/// What can be done to a process besides talking to it.
+#[derive(Clone)]
+pub(crate) struct Control(Arc<ChannelWriteHalf<Msg>>);
+
+impl Control {
+    /// Tells the terminal's new size: columns, rows, and pixels where they are known.
+    pub(crate) async fn resize(&self, size: Size) {
+        // An error means that the session is gone, which the events tell.
+        drop(self.0.window_change(size.columns, size.rows, size.width, size.height).await);
+    }
+
+    /// Sends a signal by its name without `SIG`. OpenSSH delivers the well-known ones.
+    pub(crate) async fn signal(&self, name: &str) {
+        let signal = match name {
+            "ABRT" => Sig::ABRT,
+            "ALRM" => Sig::ALRM,
+            "FPE" => Sig::FPE,
+            "HUP" => Sig::HUP,
+            "ILL" => Sig::ILL,
+            "INT" => Sig::INT,
+            "KILL" => Sig::KILL,
+            "PIPE" => Sig::PIPE,
+            "QUIT" => Sig::QUIT,
+            "SEGV" => Sig::SEGV,
+            "TERM" => Sig::TERM,
+            "USR1" => Sig::USR1,
+            other => Sig::Custom(other.to_owned()),
+        };
+        drop(self.0.signal(signal).await);
+    }
+}
+
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Size {
+    pub(crate) columns: u32,
+    pub(crate) rows: u32,
+    /// In pixels, 0 when unknown.
+    pub(crate) width: u32,
+    /// In pixels, 0 when unknown.
+    pub(crate) height: u32,
+}
+
+/// What a process says, in order. Dropping it closes the channel.
+pub(crate) struct Events {
+    inbox: Arc<Inbox>,
+    /// What came back from the file: older than everything else.
+    returned: VecDeque<Chunk>,
+    over: bool,
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.inbox.deafen();
+    }
+}
+
+enum Next {
+    Chunk(Chunk),
+    InFile { file: Arc<File>, from: u64, to: u64 },
+    Over,
+}
+
+impl Events {
+    /// Returns the next event; `None` after [`Event::Exit`]. Nothing is lost when this is cancelled.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        while !self.over {
+            if let Some(chunk) = self.returned.pop_front() {
+                return Some(chunk.into());
+            }
+            match poll_fn(|cx| self.inbox.poll_reader(cx, next)).await {
+                Next::Chunk(chunk) => return Some(chunk.into()),
+                Next::InFile { file, from, to } => {
+                    let read = tokio::task::spawn_blocking(move || read_back(&file, from, to)).await;
+                    match read.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())) {
+                        Ok((chunks, upto)) => {
+                            self.inbox.state().overflow.read = upto;
+                            self.returned = chunks;
+                        }
+                        Err(error) => {
+                            self.inbox.state().overflow = Overflow::default();
+                            self.inbox.end(End::Unkept(error.to_string()));
+                        }
+                    }
+                }
+                Next::Over => {
+                    self.over = true;
+                    return Some(Event::Exit(self.inbox.exited()));
+                }
+            }
+        }
+        None
+    }
+}
+
+impl From<Chunk> for Event {
+    fn from(chunk: Chunk) -> Self {
+        match chunk.kind {
+            Kind::Data => Self::Stdout(chunk.bytes),
+            Kind::Extended => Self::Stderr(chunk.bytes),
+        }
+    }
+}
+
+/// Takes the oldest there is: what lies in the file, then what is on its way there, then what is in memory.
+fn next(state: &mut State) -> Option<Next> {
+    let Overflow { file, read, written, busy } = &state.overflow;
+    if let Some(file) = file
+        && read < written
+    {
+        return Some(Next::InFile { file: Arc::clone(file), from: *read, to: *written });
+    }
+    if *busy {
+        return None;
+    }
+    match state.pop() {
+        Some(chunk) => Some(Next::Chunk(chunk)),
+        None => state.end.is_some().then_some(Next::Over),
+    }
+}
+
+/// What leaves memory in one piece.
+struct Batch {
+    chunks: VecDeque<Chunk>,
+    file: Option<Arc<File>>,
+    at: u64,
+}
+
+/// Waits until too much is in memory, and takes all of it.
+async fn overflowing(inbox: &Inbox) -> Batch {
+    inbox
+        .pump_waits(|state| {
+            if state.waiting <= IN_MEMORY {
+                return None;
+            }
+            let overflow = &mut state.overflow;
+            if overflow.read == overflow.written {
+                // All of it was read: begin anew, and give the space back.
+                (overflow.read, overflow.written) = (0, 0);
+            }
+            overflow.busy = true;
+            let batch = Batch { chunks: VecDeque::new(), file: overflow.file.clone(), at: overflow.written };
+            state.waiting = 0;
+            Some(Batch { chunks: std::mem::take(&mut state.chunks), ..batch })
+        })
+        .await
+}
+
+/// Puts `batch` behind what is in the file. Not to be cancelled: what was taken would be lost.
+async fn keep_in_file(inbox: &Inbox, batch: Batch) {
+    let written = tokio::task::spawn_blocking(move || write_behind(batch)).await;
+    let mut state = inbox.state();
+    state.overflow.busy = false;
+    let failed = match written.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())) {
+        Ok((file, written)) => {
+            state.overflow.file = Some(file);
+            state.overflow.written = written;
+            (written - state.overflow.read > MOST_IN_FILE).then_some(End::TooMuch)
+        }
+        Err(error) => Some(End::Unkept(error.to_string())),
+    };
+    state.wake_reader();
+    drop(state);
+    if let Some(end) = failed {
+        inbox.end(end);
+    }
+}
+
+fn write_behind(batch: Batch) -> io::Result<(Arc<File>, u64)> {
+    let file = match batch.file {
+        Some(file) => file,
+        None => Arc::new(nameless_file()?),
+    };
+    if batch.at == 0 {
+        file.set_len(0)?;
+    }
+    let mut bytes = Vec::new();
+    for chunk in batch.chunks {
+        let length = u32::try_from(chunk.bytes.len()).map_err(io::Error::other)?;
+        bytes.put_u8(u8::from(chunk.kind == Kind::Extended));
+        bytes.put_u32(length);
+        bytes.put(chunk.bytes);
+    }
+    file.write_all_at(&bytes, batch.at)?;
+    Ok((file, batch.at + bytes.len() as u64))
+}
+
+/// Reads whole records from `from`, and returns them with where the next one begins.
+fn read_back(file: &File, from: u64, to: u64) -> io::Result<(VecDeque<Chunk>, u64)> {
+    let length = usize::try_from(to - from).unwrap_or(usize::MAX).min(READ_BACK);
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, from)?;
+    let mut left = Bytes::from(bytes);
+    let (mut chunks, mut upto) = (VecDeque::new(), from);
+    while left.len() >= RECORD_HEAD {
+        let mut record = left.clone();
+        let kind = if record.get_u8() == 0 { Kind::Data } else { Kind::Extended };
+        let length = record.get_u32() as usize;
+        if record.len() < length {
+            break;
+        }
+        chunks.push_back(Chunk { kind, bytes: record.split_to(length) });
+        upto += (RECORD_HEAD + length) as u64;
+        left = record;
+    }
+    if chunks.is_empty() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok((chunks, upto))
+}
+
+/// A kind in one byte and a length in four.
+const RECORD_HEAD: usize = 5;
+
+/// Makes a file that only this process can reach, and that is gone with it.
+fn nameless_file() -> io::Result<File> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    let mut failed = io::Error::from(io::ErrorKind::NotFound);
+    for directory in DIRECTORIES {
+        #[cfg(target_os = "linux")]
+        if let Ok(fd) = rustix::fs::open(directory, OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC, mode) {
+            return Ok(fd.into());
+        }
+        let mut random = [0; 16];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| io::Error::other("no random bytes"))?;
+        let path = format!("{directory}/.broker-{:032x}", u128::from_ne_bytes(random));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let opened = rustix::fs::open(&path, flags, mode).and_then(|fd| {
+            rustix::fs::unlinkat(CWD, &path, AtFlags::empty())?;
+            Ok(fd)
+        });
+        match opened {
+            Ok(fd) => return Ok(fd.into()),
+            Err(error) => failed = error.into(),
+        }
+    }
+    Err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ssh::inbox::Verdict;
+
+    fn output(inbox: &Arc<Inbox>) -> Events {
+        Events { inbox: Arc::clone(inbox), returned: VecDeque::new(), over: false }
+    }
+
+    fn numbered(n: usize) -> Vec<u8> {
+        let mut chunk = vec![u8::try_from(n % 251).unwrap(); 32 * 1024];
+        chunk[..8].copy_from_slice(&(n as u64).to_be_bytes());
+        chunk
+    }
+
+    #[tokio::test]
+    async fn output_beyond_memory_waits_in_a_file_and_comes_back_in_order() {
+        let inbox = Arc::new(Inbox::new(Keep::All.limit()));
+        let mut events = output(&inbox);
+        let mut next = 0;
+        // Three rounds of unlike size, so that the file is read while it grows, emptied, and begun anew.
+        let mut read = 0;
+        for (write, take) in [(200, 150), (90, 100), (70, 110)] {
+            for _ in 0..write {
+                let kind = if next % 3 == 0 { Kind::Extended } else { Kind::Data };
+                assert_eq!(inbox.push(kind, &numbered(next)), Verdict::Keep);
+                next += 1;
+                if inbox.state().waiting > IN_MEMORY {
+                    let batch = overflowing(&inbox).await;
+                    keep_in_file(&inbox, batch).await;
+                }
+                assert!(inbox.state().waiting <= IN_MEMORY);
+            }
+            for _ in 0..take {
+                let event = events.next().await.unwrap();
+                let expected = Bytes::from(numbered(read));
+                let expected = if read % 3 == 0 { Event::Stderr(expected) } else { Event::Stdout(expected) };
+                assert!(event == expected, "chunk {read} is out of order");
+                read += 1;
+            }
+        }
+        assert_eq!(read, next);
+        inbox.exit(Exit::Status(3));
+        inbox.end(End::Closed);
+        assert_eq!(events.next().await, Some(Event::Exit(Exit::Status(3))));
+        assert_eq!(events.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_says_too_much_is_cut() {
+        let inbox = Arc::new(Inbox::new(Keep::AtMost(100).limit()));
+        assert_eq!(inbox.push(Kind::Data, &[0; 100]), Verdict::Keep);
+        assert_eq!(inbox.push(Kind::Data, &[0; 1]), Verdict::Cut);
+        let mut events = output(&inbox);
+        assert_eq!(events.next().await, Some(Event::Exit(Exit::TooMuchOutput(None))));
+    }
+
+    #[test]
+    fn the_file_has_no_name() {
+        use std::os::unix::fs::MetadataExt as _;
+        let metadata = nameless_file().unwrap().metadata().unwrap();
+        assert_eq!((metadata.nlink(), metadata.mode() & 0o777), (0, 0o600));
+    }
+}

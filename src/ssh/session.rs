@@ -1,0 +1,367 @@
+//! One SSH connection, from its first byte to its last: [`Unauthenticated`], then [`Session`].
+//!
+//! Everything that a person may be asked for happens before there is a [`Session`]; every step that waits for the
+//! server has a deadline. Nothing here runs by itself but russh's own loop, which ends with the [`Session`].
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use russh::{
+    Channel, ChannelOpenFailure, Disconnect, SshId,
+    client::{Config, GexParams, Handle, Msg},
+    keys::{Algorithm, PublicKey},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+    time::{Instant, timeout},
+};
+
+use super::{
+    algorithms, auth,
+    error::{ChannelRefused, Error, ForwardRefused, HostKeyRefused},
+    forward::{BIND_ADDRESS, Forward, Listener},
+    handler::{ARRIVAL_LIMIT, Ended, Facts, Failure, Handler, Shared, ended_by},
+    process::{Keep, Process, Size},
+    pump::{Outward, Pump, Stream},
+    target::Target,
+    terminal::Pty,
+    transport::{Kill, Killed, Transport},
+};
+use crate::human::{BoxFuture, Human};
+
+/// Version exchange and key exchange: some round trips and a signature, on a machine that may be busy.
+const KEX_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A forward is one request; sshd answers at once unless it is stuck.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Opening a channel, or starting a command on it: the host may have to run its login stack first.
+const CHANNEL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Part of the two seconds that a whole stop may take.
+const CANCEL_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Part of the two seconds that a whole stop may take.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(400);
+
+/// Decides whether a host may have the key that it shows.
+pub(crate) trait HostKeys: Send + Sync {
+    /// Returns the types of the keys that are known for this host, most preferred first; empty for a new host.
+    fn order(&self) -> Vec<Algorithm>;
+
+    /// Judges `key`, which the host has proven to hold. May ask a person: no deadline runs meanwhile.
+    fn check(&self, key: &PublicKey) -> BoxFuture<'_, Result<(), HostKeyRefused>>;
+}
+
+/// A connection whose server is known and whose user is not.
+pub(crate) struct Unauthenticated {
+    handle: Handle<Handler>,
+    shared: Arc<Shared>,
+    guard: KillOnDrop,
+}
+
+/// An authenticated connection. Dropping it cuts it.
+pub(crate) struct Session {
+    handle: Handle<Handler>,
+    shared: Arc<Shared>,
+    /// Last, so that nothing of the session outlives its transport.
+    guard: KillOnDrop,
+}
+
+/// russh's loop is a task of its own: it ends when its transport does.
+struct KillOnDrop(Kill);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        self.0.kill(Killed::Ours);
+    }
+}
+
+impl Unauthenticated {
+    /// Exchanges versions and keys over `stream` and has the host key judged.
+    pub(crate) async fn open<S>(
+        stream: S,
+        peer: Option<SocketAddr>,
+        target: &Target,
+        host_keys: Arc<dyn HostKeys>,
+        human: Arc<dyn Human>,
+    ) -> Result<Self, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (transport, kill) = Transport::new(stream);
+        let guard = KillOnDrop(kill.clone());
+        let host = target.original.clone();
+        let facts = Facts { peer, ..Facts::default() };
+        let shared = Arc::new(Shared::new(host.clone(), kill, human, facts));
+        let config = Arc::new(config(target, &host_keys.order()));
+        let handler = Handler::new(Arc::clone(&shared), host_keys);
+        let connecting = Box::pin(russh::client::connect_stream(config, transport, handler));
+        match within(KEX_TIMEOUT, &shared.asking, connecting).await {
+            Some(Ok(handle)) => Ok(Self { handle, shared, guard }),
+            Some(Err(failure)) => Err(open_error(host, failure, shared.ended_already())),
+            None => Err(Error::Stalled { host, step: "key exchange", after: KEX_TIMEOUT }),
+        }
+    }
+
+    /// Returns what is known of the server.
+    pub(crate) fn facts(&self) -> Facts {
+        self.shared.facts().clone()
+    }
+
+    /// Logs in as the user of `target`.
+    pub(crate) async fn authenticate(mut self, target: &Target) -> Result<Session, Error> {
+        Box::pin(auth::authenticate(&mut self.handle, &self.shared, target)).await?;
+        let Self { handle, shared, guard } = self;
+        Ok(Session { handle, shared, guard })
+    }
+}
+
+fn config(target: &Target, known: &[Algorithm]) -> Config {
+    Config {
+        client_id: SshId::Standard(concat!("SSH-2.0-broker_", env!("CARGO_PKG_VERSION")).into()),
+        preferred: algorithms::preferred(known),
+        // Servers with 2048-bit moduli only are common among appliances.
+        gex: GexParams::new(2048, 3072, 8192).unwrap_or_default(),
+        keepalive_interval: Some(target.server_alive_interval).filter(|interval| !interval.is_zero()),
+        // russh waits one interval more than it is told. Its 0 means never, so a count of 1 is taken for 2.
+        keepalive_max: target.server_alive_count_max.saturating_sub(1).max(1),
+        nodelay: true,
+        ..Config::default()
+    }
+}
+
+fn open_error(host: String, failure: Failure, ended: Option<Ended>) -> Error {
+    match (failure, ended) {
+        (Failure::HostKey(refused), _) => refused.into(),
+        (Failure::Weak(why), _) => Error::Weak { host, why },
+        (_, Some(source @ (Ended::Disconnected(_) | Ended::Killed(Killed::Stalled)))) => {
+            Error::Closed { host, source }
+        }
+        (Failure::Russh(error), _) => match error {
+            russh::Error::Disconnect | russh::Error::HUP | russh::Error::IO(_) => {
+                Error::Closed { host, source: ended_by(error) }
+            }
+            source => Error::Protocol { host, source },
+        },
+    }
+}
+
+/// Runs `future` for at most `limit`, not counting the time in which a person is asked.
+async fn within<F: Future + Unpin>(
+    limit: Duration,
+    asking: &watch::Sender<bool>,
+    mut future: F,
+) -> Option<F::Output> {
+    let mut asking = asking.subscribe();
+    let mut left = limit;
+    loop {
+        let counting = !*asking.borrow_and_update();
+        let since = Instant::now();
+        tokio::select! {
+            biased;
+            output = &mut future => return Some(output),
+            // The sender outlives this borrow, so this is a change and no failure.
+            _ = asking.changed() => {}
+            () = tokio::time::sleep(left), if counting => return None,
+        }
+        if counting {
+            left = left.saturating_sub(since.elapsed());
+        }
+    }
+}
+
+impl Session {
+    /// Has the server listen on `port` of its 127.0.0.1; 0 lets it choose. Returns the port it listens on.
+    pub(crate) async fn forward_tcp(&self, port: u16) -> Result<(Forward, u16), ForwardRefused> {
+        let mut forward = self.shared.forwards.add(Listener::Tcp(port));
+        let asked = self.handle.tcpip_forward(BIND_ADDRESS, port.into());
+        let chosen = self.forwarded(&forward.listener, asked).await?;
+        if port != 0 {
+            return Ok((forward, port));
+        }
+        match u16::try_from(chosen) {
+            Ok(chosen) if chosen != 0 => {
+                self.shared.forwards.chosen(&mut forward, chosen);
+                Ok((forward, chosen))
+            }
+            _ => {
+                self.shared.forwards.remove(&forward.listener);
+                Err(ForwardRefused::Denied { what: forward.listener.to_string() })
+            }
+        }
+    }
+
+    /// Has the server listen on a unix socket at `path`.
+    pub(crate) async fn forward_streamlocal(&self, path: &str) -> Result<Forward, ForwardRefused> {
+        let forward = self.shared.forwards.add(Listener::Local(path.to_owned()));
+        self.forwarded(&forward.listener, self.handle.streamlocal_forward(path)).await?;
+        Ok(forward)
+    }
+
+    async fn forwarded<T>(
+        &self,
+        listener: &Listener,
+        asked: impl Future<Output = Result<T, russh::Error>>,
+    ) -> Result<T, ForwardRefused> {
+        let what = listener.to_string();
+        let refused = match timeout(FORWARD_TIMEOUT, asked).await {
+            Ok(Ok(confirmed)) => return Ok(confirmed),
+            Ok(Err(russh::Error::RequestDenied)) => ForwardRefused::Denied { what },
+            Ok(Err(_)) => ForwardRefused::Closed { what, source: self.over().await },
+            Err(_) => ForwardRefused::TimedOut { what, after: FORWARD_TIMEOUT },
+        };
+        self.shared.forwards.remove(listener);
+        Err(refused)
+    }
+
+    /// Frees the port or socket of `forward`, bounded; says whether the server confirmed it.
+    pub(crate) async fn cancel(&self, forward: Forward) -> bool {
+        self.shared.forwards.remove(&forward.listener);
+        let cancelled = match &forward.listener {
+            Listener::Tcp(port) => {
+                let asked = self.handle.cancel_tcpip_forward(BIND_ADDRESS, (*port).into());
+                timeout(CANCEL_TIMEOUT, asked).await
+            }
+            Listener::Local(path) => {
+                timeout(CANCEL_TIMEOUT, self.handle.cancel_streamlocal_forward(path.as_str())).await
+            }
+        };
+        matches!(cancelled, Ok(Ok(())))
+    }
+
+    /// Runs `command` with the user's login shell, without a terminal.
+    pub(crate) async fn exec(&self, command: &str, keep: Keep) -> Result<(Process, Pump), Error> {
+        let channel = self.open_session("a command", keep).await?;
+        let requested = channel.write.exec(true, command).await;
+        self.requested(&channel, "a command", requested).await?;
+        Ok(Process::new(channel, keep, false))
+    }
+
+    /// Runs `command`, or the login shell without one, on a terminal. A server that gives no terminal runs it all
+    /// the same, as with `ssh`; [`Process::has_pty`] tells.
+    pub(crate) async fn exec_pty(&self, command: Option<&str>, pty: &Pty) -> Result<(Process, Pump), Error> {
+        let what = if command.is_some() { "a command" } else { "a shell" };
+        let channel = self.open_session(what, Keep::All).await?;
+        let Size { columns, rows, width, height } = pty.size;
+        let asked =
+            channel.write.request_pty(true, &pty.term, columns, rows, width, height, &pty.modes).await;
+        // Both requests go out together; the answers come in this order.
+        let requested = match command {
+            Some(command) => channel.write.exec(true, command).await,
+            None => channel.write.request_shell(true).await,
+        };
+        let has_pty = match self.requested(&channel, "a terminal", asked).await {
+            Ok(()) => true,
+            Err(ChannelRefused::Request { .. }) => false,
+            Err(refused) => return Err(refused.into()),
+        };
+        self.requested(&channel, what, requested).await?;
+        Ok(Process::new(channel, Keep::All, has_pty))
+    }
+
+    /// Connects to `host:port` as the server sees them. The stream receives at most 256 KiB: it is for probes.
+    pub(crate) async fn direct_tcpip(&self, host: &str, port: u16) -> Result<(Stream, Pump), ChannelRefused> {
+        let opening = self.handle.channel_open_direct_tcpip(host, port.into(), BIND_ADDRESS, 0);
+        let channel = self.opened("a connection", opening).await?;
+        Ok(Pump::stream(self.outward(channel, ARRIVAL_LIMIT), ()))
+    }
+
+    async fn open_session(&self, what: &'static str, keep: Keep) -> Result<Outward, ChannelRefused> {
+        let channel = self.opened(what, self.handle.channel_open_session()).await?;
+        Ok(self.outward(channel, keep.limit()))
+    }
+
+    fn outward(&self, channel: Channel<Msg>, limit: super::inbox::Limit) -> Outward {
+        let inbox = self.shared.channels.claim(channel.id().into(), limit);
+        // The queue is closed here, so the session loop never waits for it: see `inbox`.
+        let (queue, write) = channel.split();
+        drop(queue);
+        Outward::new(write, inbox, Arc::clone(&self.shared.channels))
+    }
+
+    async fn opened(
+        &self,
+        what: &'static str,
+        opening: impl Future<Output = Result<Channel<Msg>, russh::Error>>,
+    ) -> Result<Channel<Msg>, ChannelRefused> {
+        match timeout(CHANNEL_TIMEOUT, opening).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(russh::Error::ChannelOpenFailure(reason))) => Err(ChannelRefused::Open {
+                what,
+                prohibited: reason == ChannelOpenFailure::AdministrativelyProhibited,
+                text: self.shared.refusal(&reason),
+            }),
+            Ok(Err(_)) => Err(ChannelRefused::Closed { what, source: self.over().await }),
+            Err(_) => Err(ChannelRefused::TimedOut { what, after: CHANNEL_TIMEOUT }),
+        }
+    }
+
+    async fn requested(
+        &self,
+        channel: &Outward,
+        what: &'static str,
+        sent: Result<(), russh::Error>,
+    ) -> Result<(), ChannelRefused> {
+        let replied = async {
+            match sent {
+                Ok(()) => channel.inbox.replied().await,
+                Err(_) => None,
+            }
+        };
+        match timeout(CHANNEL_TIMEOUT, replied).await {
+            Ok(Some(true)) => Ok(()),
+            Ok(Some(false)) => Err(ChannelRefused::Request { what }),
+            Ok(None) => match self.shared.ended_already() {
+                Some(source) => Err(ChannelRefused::Closed { what, source }),
+                None => Err(ChannelRefused::Request { what }),
+            },
+            Err(_) => Err(ChannelRefused::TimedOut { what, after: CHANNEL_TIMEOUT }),
+        }
+    }
+
+    /// Waits until the connection is over, and says why.
+    pub(crate) async fn ended(&self) -> Ended {
+        self.shared.ended().await
+    }
+
+    /// Returns why the connection is over, when a call on it just failed for that.
+    async fn over(&self) -> Ended {
+        // The loop drops what callers wait for a moment before it says why.
+        timeout(CANCEL_TIMEOUT, self.shared.ended()).await.unwrap_or(Ended::Closed)
+    }
+
+    /// Asks the server for a sign of life, and says whether one came in time.
+    pub(crate) async fn answers(&self, limit: Duration) -> bool {
+        // russh says that all is well when the session died meanwhile.
+        timeout(limit, self.handle.send_ping()).await.is_ok_and(|sent| sent.is_ok())
+            && self.shared.ended_already().is_none()
+    }
+
+    /// Returns what is known of the connection.
+    pub(crate) fn facts(&self) -> Facts {
+        self.shared.facts().clone()
+    }
+
+    /// Returns how many channels are open, and how many we had to close before the server did.
+    pub(crate) fn channels(&self) -> (usize, usize) {
+        (self.shared.channels.len(), self.shared.channels.closed_by_us())
+    }
+
+    /// Says goodbye, bounded, and cuts the connection.
+    pub(crate) async fn disconnect(&self) {
+        let goodbye = async {
+            let mut gone = self.shared.gone.subscribe();
+            // Every error means that the connection is gone, which is what is wanted.
+            drop(self.handle.disconnect(Disconnect::ByApplication, "disconnected by user", "").await);
+            drop(gone.wait_for(|gone| *gone).await);
+        };
+        self.shared.end(Ended::Ours);
+        drop(timeout(DISCONNECT_TIMEOUT, goodbye).await);
+        self.guard.0.kill(Killed::Ours);
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;
