@@ -16,8 +16,13 @@ use super::{
     pump::{Pump, Stream},
 };
 
-/// Channels that the server may have open towards us at a time.
+/// Connections that are served at a time.
 pub(super) const MOST_CHANNELS: usize = 256;
+
+/// Channels that the server may have open towards us at a time: those that are served, and those that were answered
+/// and whose client on the host has not closed its end yet. A neighbour who never does so must not keep the places
+/// of others; sshd has as many descriptors for them as this, at most.
+pub(super) const MOST_OPEN: usize = 1024;
 
 /// Arrivals that may wait for the link's loop. Taking one is a step of that loop, so a few bursts fit.
 const MOST_WAITING: usize = 64;
@@ -76,7 +81,10 @@ impl std::fmt::Debug for Arrival {
 #[derive(Debug)]
 pub(super) struct Forwards {
     table: Mutex<Table>,
+    /// For being served.
     pub(super) room: Arc<Semaphore>,
+    /// For being open at all.
+    pub(super) open: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +111,11 @@ pub(super) enum Judgement {
 
 impl Forwards {
     pub(super) fn new() -> Self {
-        Self { table: Mutex::default(), room: Arc::new(Semaphore::new(MOST_CHANNELS)) }
+        Self {
+            table: Mutex::default(),
+            room: Arc::new(Semaphore::new(MOST_CHANNELS)),
+            open: Arc::new(Semaphore::new(MOST_OPEN)),
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

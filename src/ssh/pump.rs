@@ -70,16 +70,23 @@ impl Pump {
         Self(Box::pin(future))
     }
 
-    /// Makes the two ends of a byte stream over `channel`. `held` is dropped when the channel is closed.
-    pub(super) fn stream(channel: Outward, held: impl Send + 'static) -> (Stream, Self) {
+    /// Makes the two ends of a byte stream over `channel`. `served` is dropped when our end is done with it, `open`
+    /// when the channel is closed.
+    pub(super) fn stream(
+        channel: Outward,
+        served: impl Send + 'static,
+        open: impl Send + 'static,
+    ) -> (Stream, Self) {
         let (local, outgoing) = tokio::io::duplex(WRITE_AHEAD);
         let stream =
             Stream { incoming: Incoming(Arc::clone(&channel.inbox)), current: Bytes::new(), outgoing: local };
         let pump = Self::new(async move {
-            let held = held;
+            let open = open;
             let sent = async {
+                let served = served;
                 channel.send(outgoing).await;
                 channel.inbox.pump_waits(|state| state.is_deaf().then_some(())).await;
+                drop(served);
             };
             let finished = tokio::select! {
                 biased;
@@ -87,7 +94,7 @@ impl Pump {
                 () = sent => channel.linger().await,
             };
             channel.finish(finished).await;
-            drop(held);
+            drop(open);
             finished
         });
         (stream, pump)

@@ -215,6 +215,25 @@ async fn a_flood_of_connections_is_bounded_and_hurts_nothing_else() {
 }
 
 #[tokio::test]
+async fn neighbours_who_never_close_their_end_keep_no_place() {
+    let (session, server) = session().await;
+    let (mut forward, _) = session.forward_tcp(4144).await.unwrap();
+    let mut lingering = JoinSet::new();
+    let mut theirs = Vec::new();
+    for _ in 0..300 {
+        theirs.push(connects(&server, 4144, "127.0.0.1").await.unwrap());
+        let Arrival { stream, pump, .. } = soon(forward.arrivals.recv()).await.unwrap();
+        drop(stream);
+        lingering.spawn(pump);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(lingering.len(), 300, "nobody was cut off yet");
+    assert_eq!(session.shared.forwards.room.available_permits(), crate::ssh::forward::MOST_CHANNELS);
+    let open = crate::ssh::forward::MOST_OPEN - session.shared.forwards.open.available_permits();
+    assert_eq!(open, 300, "they are counted all the same");
+}
+
+#[tokio::test]
 async fn a_channel_that_nobody_reads_stops_nothing() {
     let (session, server) = session().await;
     let (mut forward, _) = session.forward_tcp(4144).await.unwrap();
@@ -287,7 +306,7 @@ async fn a_helper_can_be_talked_to_and_told_the_end() {
         assert_eq!(soon(events.next()).await, Some(Event::Stdout("answer\n".into())));
         drop(stdin);
         server.sees(|seen| seen.eofs.contains(&id).then_some(())).await;
-        server.handle.data(id, vec![b'x'; 1000]).await.unwrap();
+        server.handle.data(id, vec![b'x'; 1001]).await.unwrap();
         assert_eq!(rest(&mut events).await.2, Exit::TooMuchOutput(None));
         server.sees(|seen| seen.closed.contains(&id).then_some(())).await;
     };
