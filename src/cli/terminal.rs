@@ -88,9 +88,9 @@ impl Terminal {
     }
 
     /// Writes data to stdout.
-    pub(crate) fn data(&self, text: &str) -> io::Result<()> {
+    pub(crate) fn data(&self, data: &[u8]) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
+        stdout.write_all(data)?;
         stdout.flush()
     }
 
@@ -197,16 +197,11 @@ impl Terminal {
         let mut state = self.lock();
         if let Some((tty, before)) = state.saved.take() {
             // Nothing can be done about a terminal that is gone.
-            drop(termios::tcsetattr(&tty, OptionalActions::Now, &before));
+            termios::tcsetattr(&tty, OptionalActions::Now, &before).unwrap_or_default();
         }
         for child in &mut state.browsers {
             drop(child.try_wait());
         }
-    }
-
-    /// Whether a person can be asked.
-    pub(crate) fn can_ask(&self) -> bool {
-        !self.style.batch && open_tty().is_ok()
     }
 
     /// Whether there is a browser to open.
@@ -296,8 +291,12 @@ impl Human for Terminal {
             let mut asking = before.clone();
             asking.local_modes.set(LocalModes::ECHO, question.echo);
             asking.local_modes.insert(LocalModes::ICANON | LocalModes::ISIG | LocalModes::ECHONL);
-            termios::tcsetattr(&tty, OptionalActions::Flush, &asking).ok()?;
+            // Before anything changes, or there would be no way back.
             self.lock().saved = Some((tty.try_clone().ok()?, before));
+            if termios::tcsetattr(&tty, OptionalActions::Flush, &asking).is_err() {
+                self.restore();
+                return None;
+            }
             let answer = tokio::task::spawn_blocking(move || read_line(tty, &question.text)).await;
             self.restore();
             answer.ok()?
