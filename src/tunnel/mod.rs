@@ -100,7 +100,8 @@ impl Error {
             }
             Self::Listener { problem, .. } => problem.hint(),
             Self::SelfTest { port, .. } => {
-                Some(format!("choose another port with `-R`, such as `-R {}`", port + 1))
+                // A neighbour that is a port for every port.
+                Some(format!("choose another port with `-R`, such as `-R {}`", port ^ 1))
             }
             Self::Lost(Lost::Connection { source, .. }) => source.hint(),
             Self::Lost(Lost::Helper { .. }) | Self::NoRandomness(_) => None,
@@ -156,7 +157,6 @@ impl Tunnel {
     pub(crate) fn exports(&self, shell: Option<Shell>) -> zeroize::Zeroizing<String> {
         let shell = shell.or(self.exports.login_shell).unwrap_or_else(|| {
             if let Some(program) = &self.link.facts.shell {
-                let program = crate::printable::one_line(program);
                 self.inputs.observe(Event::Notice {
                     message: format!("your login shell there is `{program}`, but these exports are for sh"),
                 });
