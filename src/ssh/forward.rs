@@ -19,8 +19,9 @@ use super::{
 /// Channels that the server may have open towards us at a time.
 pub(super) const MOST_CHANNELS: usize = 256;
 
-/// Arrivals that may wait for the link's loop. Taking one is a step of that loop, so a few bursts fit.
-const MOST_WAITING: usize = 64;
+/// Arrivals that may wait for the link's loop. One read of the connection can bring the opens of a whole burst before
+/// that loop has its turn, so all who find room must fit: who does not is refused, and an SDK there sees a reset.
+const MOST_WAITING: usize = MOST_CHANNELS;
 
 /// Violations that end the connection: one more than could be a misunderstanding.
 const MOST_VIOLATIONS: usize = 3;
