@@ -65,7 +65,7 @@ fn ten_thousand_requests_leave_the_shell_responsive_and_memory_flat() {
     assert!(report.took < Duration::from_secs(50), "{report}");
     assert!(after.resident < before.resident + 3 * 1024, "memory grew: {before}, then {after}");
     assert!(after.descriptors <= before.descriptors, "descriptors leak: {before}, then {after}");
-    assert!(after.threads <= 4, "{after}");
+    assert!(after.threads <= 8, "{after}");
 
     terminal.send("\x04");
     let output = terminal.wait(PATIENCE);
@@ -89,9 +89,9 @@ fn a_client_that_does_not_read_or_write_delays_nobody() {
     for idle in ["silent 1", "deaf 1", "pipeline 1", "drip 64", "deaf 300", "pipeline 20", "silent 300"] {
         let mut idlers = target.start(&world, &user, idle);
         idlers.wait_for_line(Stream::Stdout, "holding", PATIENCE);
-        let report = target.get(&world, 100, 1);
+        let report = target.get(&world, 200, 1);
         println!("beside `{idle}`: {report}");
-        assert_eq!((report.answered, report.failed), (100, 0), "beside `{idle}`: {report}");
+        assert_eq!((report.answered, report.failed), (200, 0), "beside `{idle}`: {report}");
         assert!(report.latency.middle < quiet.latency.middle + Duration::from_millis(100), "{report}");
         assert!(
             report.latency.p99 < Duration::from_millis(250) + quiet.latency.p99,
@@ -227,7 +227,7 @@ struct Spread {
 impl Spread {
     fn of(mut all: Vec<Duration>) -> Self {
         all.sort();
-        let at = |part: usize| all.get((all.len() * part / 100).min(all.len().saturating_sub(1))).copied();
+        let at = |part: usize| all.get(all.len().saturating_sub(1) * part / 100).copied();
         let [middle, p99, longest] = [50, 99, 100].map(|part| at(part).unwrap_or_default());
         Self { middle, p99, longest }
     }
@@ -350,6 +350,8 @@ fn hold(port: u16, request: &str, kind: &str, connections: usize) {
         };
     }
     let (ended, end) = mpsc::channel::<()>();
+    // Idle means that they are so for a moment; a burst is what `get` makes.
+    assert_eq!(end.recv_timeout(Duration::from_millis(300)), Err(mpsc::RecvTimeoutError::Timeout));
     thread::spawn(move || {
         println!("holding");
         let _end = std::io::stdin().read_to_end(&mut Vec::new());
