@@ -16,6 +16,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use sandbox::{
+    bastion::{Bastion, Options},
     home::{Home, Host, Output, Process, Stream},
     secrets::{Place, assert_no_secret},
 };
@@ -148,6 +149,155 @@ fn a_server_that_misbehaves_is_left_in_words_and_learns_nothing() {
         }
     }
     assert!(!PathBuf::from("/tmp/pwned").exists());
+    world.assert_clean();
+}
+
+#[test]
+fn a_job_that_ends_oddly_has_an_exit_code_that_says_so() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let world = World::new();
+    for (mode, code, words) in [
+        ("status-huge", 255, ""),
+        ("status-256", 0, ""),
+        ("status-twice", 3, ""),
+        ("status-none", 255, "did not say how the command ended"),
+        ("signal-odd", 255, ""),
+        ("signal-kill", 137, ""),
+        ("extended-odd", 4, ""),
+        ("lost", 255, "lost"),
+    ] {
+        let server = Server::start(&world, mode);
+        let (output, took) = run(&world.laptop, server.connect(&world, &["--", "true"]));
+        println!("{mode}: {:?} in {took:.1?}: {}", output.code, output.stderr().replace('\n', " | "));
+        assert_eq!(output.code, Some(code), "{mode}: {output}");
+        assert!(output.stderr().contains(words), "{mode}: {output}");
+        assert_printable(&output);
+        assert!(took < Duration::from_secs(15), "{mode} took {took:?}");
+    }
+    world.assert_clean();
+}
+
+#[test]
+fn a_flood_of_channels_or_banners_costs_little_and_ends_nothing() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    for mode in ["flood", "banner"] {
+        let mut server = Server::start(&world, mode);
+        let mut broker = world.broker(&["connect", mode, "--batch", "-p", "dev", "-N"]);
+        broker.arg("--print-env=sh");
+        let mut process = world.laptop.spawn(broker);
+        process.wait_for_line(Stream::Stderr, "AWS SDKs on", PATIENCE);
+        if mode == "flood" {
+            server.process.send("flood 4144\n");
+            let line = server.process.wait_for_line(Stream::Stdout, "flood ", PATIENCE);
+            println!("{line}");
+            let opened: usize = line.split(' ').nth(1).unwrap().parse().unwrap();
+            assert!((1..=600).contains(&opened), "{line}");
+        }
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+        let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+        let peak: usize = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
+        println!("{mode}: {peak} KiB at most");
+        assert!(peak < 128 * 1024, "{peak} KiB");
+        process.signal(Signal::SIGINT);
+        let output = process.wait(PATIENCE);
+        assert_eq!(output.code, Some(130), "{output}");
+        assert_printable(&output);
+        world.heard(mode, &output);
+    }
+    world.assert_clean();
+}
+
+/// Prints the ARN, as users' programs would get it.
+const BOTO3: &str = "import boto3; print(boto3.client('sts').get_caller_identity()['Arn'])";
+
+/// The whole job against a server that is not OpenSSH: the role in a command, its streams and its status.
+fn assert_does_the_job(world: &mut World, alias: &str) {
+    let places: Vec<_> =
+        world.aws.environment().iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let python = sdk("python/bin/python");
+    let command =
+        format!("env {} {} -c \"{BOTO3}\"; echo err >&2; exit 9", places.join(" "), python.display());
+    let connect = world.broker(&["connect", alias, "--batch", "-p", "dev", "--", &command]);
+    let output = world.run(connect);
+    assert_eq!(output.stdout().trim(), World::arn("Developer"), "{alias}: {output}");
+    assert_eq!(output.code, Some(9), "{alias}: {output}");
+    assert!(output.stderr().contains("err\n"), "{alias}: {output}");
+    let mut connect = world.broker(&["connect", alias, "--batch", "-p", "dev", "--", "cat | wc -c"]);
+    connect.stdin(std::process::Stdio::piped());
+    let output = world.laptop.run_with(connect, &vec![b'x'; 3_000_000]);
+    assert_eq!((output.stdout().trim(), output.code), ("3000000", Some(0)), "{alias}: {output}");
+}
+
+#[test]
+fn asyncssh_is_served_like_openssh() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let server = Server::start(&world, "honest");
+    assert_does_the_job(&mut world, &server.alias);
+    world.assert_clean();
+}
+
+#[test]
+fn dropbear_is_served_like_openssh() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    // It reads only the keys in the user's own home, so this namespace gets an empty one.
+    let user = world.sshd.user().clone();
+    let home = user.home.to_str().unwrap().to_owned();
+    let prepare = format!(
+        "mount -t tmpfs -o mode=755,uid={} tmpfs {home} && mkdir -m 700 {home}/.ssh && \
+         ssh-keygen -y -f {} > {home}/.ssh/authorized_keys && chown -R {}:{} {home} && \
+         mkdir /run/dropbear && dropbearkey -t ed25519 -f /run/dropbear/key | grep ^ssh-",
+        user.uid,
+        world.sshd.client_key_path().display(),
+        user.uid,
+        user.gid
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &prepare]);
+    let key = world.laptop.run(shell).success().stdout();
+    let key = key.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    let mut dropbear = Command::new("dropbear");
+    dropbear.args(["-F", "-E", "-p", "127.0.0.1:2222", "-r", "/run/dropbear/key", "-P", "/run/dropbear/pid"]);
+    let mut dropbear = world.laptop.spawn(dropbear);
+    dropbear.wait_for_line(Stream::Stderr, "Not backgrounding", PATIENCE);
+    world.laptop.add_host(&Host {
+        alias: "dropbear".to_owned(),
+        port: 2222,
+        user: user.name.clone(),
+        known_hosts_line: format!("[127.0.0.1]:2222 {}\n", key.trim()),
+        key: world.sshd.client_key(),
+    });
+    assert_does_the_job(&mut world, "dropbear");
+    drop(dropbear);
+    world.assert_clean();
+}
+
+#[test]
+fn the_bastion_of_the_sandbox_is_served_like_openssh() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let bastion = Bastion::start(Options { home: "/root".into(), ..Options::default() });
+    world.laptop.add_host(&Host {
+        alias: "pretend".to_owned(),
+        port: bastion.port(),
+        user: "root".to_owned(),
+        known_hosts_line: bastion.known_hosts_line("127.0.0.1"),
+        key: bastion.client_key(),
+    });
+    assert_does_the_job(&mut world, "pretend");
+    assert_eq!(bastion.children(), [0; 0]);
     world.assert_clean();
 }
 

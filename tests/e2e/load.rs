@@ -19,6 +19,7 @@ use std::{
 
 use sandbox::{
     home::{Process, Stream},
+    sshd::SshdOptions,
     users::User,
 };
 
@@ -147,6 +148,50 @@ fn a_thousand_connections_of_another_user_are_refused_and_hurt_nobody() {
     println!("{} audit lines about the other user", strangers.len());
     assert!(strangers.iter().any(|line| line["event"] == "token_theft_suspected"), "no alarm");
     assert!(strangers.len() < 50, "{} lines", strangers.len());
+    world.assert_clean();
+}
+
+#[test]
+fn keys_are_renewed_under_load_and_no_request_fails() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let rekeying = SshdOptions::default().config("RekeyLimit 64K").config("LogLevel DEBUG1");
+    let mut world = World::with(rekeying);
+    let tunnel = world.tunnel(&["-p", "dev"]);
+    let load = "get 2000 50";
+    let mut generator = Target::of(&tunnel).start(&world, world.sshd.user(), load);
+    let output = generator.wait(PATIENCE);
+    assert_eq!(output.code, Some(0), "{output}");
+    let report = report(&mut generator);
+    let renewed = world.sshd.log().matches("SSH2_MSG_KEXINIT sent").count();
+    println!("{report}, keys exchanged {renewed} times");
+    assert_eq!((report.answered, report.failed), (2000, 0), "{report}");
+    assert!(renewed > 10, "{renewed}");
+    let output = tunnel.stop(&mut world);
+    assert_eq!(output.code, Some(130), "{output}");
+    world.assert_clean();
+}
+
+#[test]
+fn an_sshd_that_ends_what_is_idle_does_not_end_us() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let strict = SshdOptions::default()
+        .config("UnusedConnectionTimeout 1s")
+        .config("ChannelTimeout forwarded-tcpip=2s direct-tcpip=2s");
+    let mut world = World::with(strict);
+    let tunnel = world.tunnel(&["-p", "dev"]);
+    let target = Target::of(&tunnel);
+    // This one is idle until sshd closes it, which is later than an unused connection would have been closed.
+    let mut idle = TcpStream::connect(("127.0.0.1", target.port)).unwrap();
+    idle.set_read_timeout(Some(PATIENCE)).unwrap();
+    let _reset_or_end = idle.read(&mut [0]);
+    let report = target.get(&world, 10, 1);
+    assert_eq!((report.answered, report.failed), (10, 0), "{report}");
+    let output = tunnel.stop(&mut world);
+    assert_eq!(output.code, Some(130), "{output}");
     world.assert_clean();
 }
 
