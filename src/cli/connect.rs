@@ -494,9 +494,14 @@ fn host_key(error: host_keys::Refused) -> Failure {
 }
 
 fn tunnel_failure(error: tunnel::Error) -> Failure {
-    use crate::ssh::error::Error as Ssh;
+    use crate::ssh::error::{ChannelRefused, Error as Ssh, ForwardRefused};
     let kind = match &error {
         tunnel::Error::Ssh(Ssh::HostKey(_)) => Kind::HostKeyRefused,
+        // The connection is gone, whatever it was that we were waiting for.
+        tunnel::Error::Ssh(
+            Ssh::ForwardRefused(ForwardRefused::Closed { .. })
+            | Ssh::ChannelRefused(ChannelRefused::Closed { .. }),
+        ) => Kind::Unreachable,
         tunnel::Error::Ssh(Ssh::ForwardRefused(_) | Ssh::ChannelRefused(_))
         | tunnel::Error::Forward { .. }
         | tunnel::Error::Helper { .. }

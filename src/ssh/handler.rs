@@ -227,18 +227,16 @@ impl Handler {
             }
             Judgement::Violation { what, fatal } => return self.punish(what, fatal, reply).await,
         };
-        let forwards = &self.shared.forwards;
-        let (Ok(served), Ok(open)) =
-            (Arc::clone(&forwards.room).try_acquire_owned(), Arc::clone(&forwards.open).try_acquire_owned())
-        else {
+        let inbox = Arc::new(Inbox::new(ARRIVAL_LIMIT));
+        let Some(taken) = self.shared.forwards.room.take(&inbox) else {
             return reply.reject(ChannelOpenFailure::ResourceShortage).await;
         };
-        let inbox = self.shared.channels.add(channel.id().into(), ARRIVAL_LIMIT);
+        self.shared.channels.add(channel.id().into(), Arc::clone(&inbox));
         // The queue is closed here, so the session loop never waits for it: see `inbox`.
         let (queue, write) = channel.split();
         drop(queue);
         let outward = Outward::new(write, inbox, Arc::clone(&self.shared.channels));
-        let (stream, pump) = Pump::stream(outward, served, open);
+        let (stream, pump) = Pump::stream(outward, Some(taken));
         // Into russh's own queue, which is emptied before anything else is sent: this does not wait.
         reply.accept().await;
         drop(place.send(Arrival { stream, pump, originator }));

@@ -265,7 +265,7 @@ impl Session {
     pub(crate) async fn direct_tcpip(&self, host: &str, port: u16) -> Result<(Stream, Pump), ChannelRefused> {
         let opening = self.handle.channel_open_direct_tcpip(host, port.into(), BIND_ADDRESS, 0);
         let channel = self.opened("a connection", opening).await?;
-        Ok(Pump::stream(self.outward(channel, ARRIVAL_LIMIT), (), ()))
+        Ok(Pump::stream(self.outward(channel, ARRIVAL_LIMIT), None))
     }
 
     async fn open_session(&self, what: &'static str, keep: Keep) -> Result<Outward, ChannelRefused> {

@@ -97,8 +97,13 @@ impl Link {
                 Ok(link)
             }
             Err(e) => {
+                // A dying connection takes the helper along, and says more about why.
+                let ended = match &e {
+                    Error::Helper { .. } => tokio::time::timeout(REASON_TIMEOUT, session.ended()).await.ok(),
+                    _ => None,
+                };
                 session.disconnect().await;
-                Err(e)
+                Err(ended.map_or(e, |source| Lost::Connection { host: inputs.host(), source }.into()))
             }
         }
     }

@@ -7,11 +7,14 @@
     clippy::disallowed_methods,
     clippy::expect_used,
     clippy::indexing_slicing,
+    clippy::print_stdout,
     clippy::unwrap_used,
     unreachable_pub,
     reason = "what goes wrong here is a failed test, and a panic is its report"
 )]
 
 mod commands;
+mod hostile;
+mod load;
 mod sdks;
 mod support;
