@@ -4,4 +4,6 @@
 //! Needs root; `tests/run` installs what else is needed.
 
 mod sdks;
+mod stops;
 mod support;
+mod users;
