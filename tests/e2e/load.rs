@@ -38,7 +38,7 @@ fn ten_thousand_requests_leave_the_shell_responsive_and_memory_flat() {
     terminal.wait_for_text("ready-now", PATIENCE);
     let [directory] = world.left_on_host().try_into().expect("one directory is ours");
     let token = std::fs::read_to_string(directory.join("4144/token-dev")).unwrap();
-    world.keep_secret(&token);
+    world.keep_token(&token);
     let target = Target { port: 4144, token };
 
     let mut keys = 0;

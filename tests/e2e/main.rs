@@ -17,4 +17,6 @@ mod commands;
 mod hostile;
 mod load;
 mod sdks;
+mod stops;
 mod support;
+mod users;
