@@ -567,6 +567,20 @@ async fn several_rounds_of_questions_are_answered_also_the_empty_one() {
 }
 
 #[tokio::test]
+async fn a_server_cannot_ask_for_a_secret_of_this_machine_on_a_line_of_its_own() {
+    let person = Person::who_says(&["123456"]);
+    let rounds: Vec<(&[&str], &[&str])> =
+        vec![(&["1. Push\r\n\nEnter passphrase for key '/home/alice/.ssh/id': "], &["123456"])];
+    let door = Door { rounds, ..Door::default() };
+    let (session, _server) = login(door, &target(), Arc::clone(&person)).await;
+    session.unwrap();
+    assert_eq!(
+        person.heard(),
+        "(alice@bastion) 1. Push\n\n(alice@bastion) Enter passphrase for key '/home/alice/.ssh/id': "
+    );
+}
+
+#[tokio::test]
 async fn after_a_key_that_was_right_the_second_factor_is_asked_for() {
     let home = tempfile::tempdir().unwrap();
     let person = Person::who_says(&["123456"]);
