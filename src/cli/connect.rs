@@ -261,7 +261,11 @@ pub(super) async fn run(
     let (stop_refreshing, refreshed) = oneshot::channel::<()>();
     let (mut stop_refreshing, mut stopping) = (Some(stop_refreshing), None);
     let refreshing = Arc::clone(&grants);
-    background.spawn(async move { refreshing.run(async { drop(refreshed.await) }).await });
+    background.spawn(async move {
+        refreshing.run(async { drop(refreshed.await) }).await;
+        // Only now: its last lines say how often strangers came.
+        drop(stop_writing);
+    });
 
     let identity = Identity::new(&plan, environment, &endpoints, &clock);
     let policy = Login { terminal, batch: output.batch, device_code };
@@ -326,7 +330,7 @@ pub(super) async fn run(
     .await;
 
     grants.revoke_all();
-    drop((stop_refreshing, stop_writing));
+    drop(stop_refreshing);
     let finish = async { while background.join_next().await.is_some() {} };
     // What is not written by then is on a disk that does not answer.
     let left = STOP_TIMEOUT.saturating_sub(stopping.map(|since| since.elapsed()).unwrap_or_default());

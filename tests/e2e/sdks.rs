@@ -9,6 +9,7 @@ use std::{
 use sandbox::{
     aws::{Consent, Fault, Operation, TokenSeed},
     home::{Process, Stream},
+    secrets::{Place, assert_no_secret},
     sshd::SshdOptions,
     users::User,
 };
@@ -562,6 +563,73 @@ fn credentials_are_renewed_ahead_and_served_to_their_end_but_not_beyond() {
         }
     });
     let _stopped = tunnel.stop(&mut world);
+    world.assert_clean();
+}
+
+#[test]
+fn a_tunnel_whose_sign_in_has_ended_says_so_and_recovers_by_itself_after_one_login() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    world.aws.set_role_life(Duration::from_secs(8));
+    let tunnel = world.tunnel(&["-p", "dev"]);
+    let user = world.sshd.user().clone();
+    world.aws.expire_access_tokens();
+    world.aws.revoke_refresh_tokens();
+    let refused = eventually("the sign-in has ended for the host too", PATIENCE, || {
+        let answer = world.fetch(&user, tunnel.url(), Some(&tunnel.token()));
+        if answer.status() == 200 { Err("still served".to_owned()) } else { Ok(answer) }
+    });
+    assert_eq!((refused.status(), &refused.json()["code"]), (403, &"LoginRequired".into()));
+    let sentence = refused.json()["message"].as_str().unwrap().to_owned();
+    assert!(sentence.contains("broker login"), "{sentence}");
+    // botocore shows the sentence to the person.
+    let mut second = world.on_host("sh", &["-c", &boto3()]);
+    second.envs(&tunnel.environment).env("AWS_MAX_ATTEMPTS", "1");
+    let output = world.run(second);
+    assert!(output.stderr().contains("broker login"), "{output}");
+
+    world.aws.set_role_life(Duration::from_secs(3600));
+    let mut login = world.broker(&["login", "-p", "dev"]);
+    login.env("BROWSER", "curl -sL --noproxy * -o /dev/null %s");
+    let _signed_in = world.run(login).success();
+    eventually("credentials are there again", 2 * PATIENCE, || {
+        match world.fetch(&user, tunnel.url(), Some(&tunnel.token())).status() {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        }
+    });
+    let _stopped = tunnel.stop(&mut world);
+    world.assert_clean();
+}
+
+#[test]
+fn while_a_shell_runs_the_token_is_in_its_file_alone() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let mut shell = world.laptop.terminal(world.connect(&["-p", "dev"]), 40, 200);
+    shell.wait_for_text("AWS SDKs on", PATIENCE);
+    shell.send("echo to''ken=$AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=\n");
+    shell.wait_for_text("token=", PATIENCE);
+    let file = shell.wait_for_text("=", PATIENCE);
+    let token = std::fs::read_to_string(file.trim_end_matches('=')).unwrap();
+    world.keep_token(&token);
+    let mut secrets = world.aws.secrets();
+    secrets.push(token.trim_start_matches("Bearer ").to_owned());
+    let directory = world.sshd.user().home.clone();
+    let places = [
+        Place::Arguments,
+        Place::Environments,
+        Place::below(directory),
+        Place::output("sshd's log", world.sshd.log()),
+    ];
+    assert_no_secret(&secrets, &places);
+    shell.send("exit\n");
+    let output = shell.wait(PATIENCE);
+    world.heard("broker on a terminal", &output);
     world.assert_clean();
 }
 

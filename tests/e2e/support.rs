@@ -375,3 +375,15 @@ pub fn reachable(path: &Path) -> PathBuf {
     });
     Path::new("/mnt").join(path.strip_prefix(target).unwrap())
 }
+
+/// Returns whether something happens within this time.
+pub fn within(time: Duration, mut happens: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        if happens() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    false
+}

@@ -275,3 +275,130 @@ fn two_that_start_at_once_share_one_refresh_and_both_work() {
     }
     world.assert_clean();
 }
+
+/// Opens many connections, says nothing on them, and holds them.
+const HOLDER: &str = r#"
+import socket, sys
+held = []
+for _ in range(400):
+    connection = socket.socket()
+    connection.settimeout(5)
+    try:
+        connection.connect(("127.0.0.1", int(sys.argv[1])))
+        held.append(connection)
+    except OSError:
+        pass
+print("holding", len(held), flush=True)
+sys.stdin.read()
+"#;
+
+/// Asks as fast as one process can, with this header, until it is killed.
+const FLOODER: &str = r#"
+import socket, sys
+header = sys.stdin.readline().strip()
+asked = 0
+while True:
+    try:
+        with socket.create_connection(("127.0.0.1", int(sys.argv[1])), 5) as connection:
+            connection.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {header}\r\n\r\n".encode())
+            connection.recv(4096)
+    except OSError:
+        pass
+    asked += 1
+    if asked == 50:
+        print("flooding", flush=True)
+"#;
+
+#[test]
+fn a_neighbour_who_asks_all_the_time_or_says_nothing_does_not_keep_us_from_our_own() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let tunnel = world.tunnel(&["-p", "dev"]);
+    let other = User::other();
+    let port = tunnel.url().trim_end_matches('/').rsplit(':').next().unwrap().to_owned();
+    let mut holder = world.laptop.spawn(world.as_user(&other, "python3", &["-c", HOLDER, &port]));
+    holder.wait_for_line(Stream::Stdout, "holding", PATIENCE);
+    let mut flooder = world.laptop.spawn(world.as_user(&other, "python3", &["-c", FLOODER, &port]));
+    flooder.send(format!("{}\n", tunnel.token()));
+    flooder.wait_for_line(Stream::Stdout, "flooding", PATIENCE);
+    for _ in 0..20 {
+        // The most impatient SDKs give up after a second; this machine may be busy.
+        let asked = std::time::Instant::now();
+        assert_works(&mut world, &tunnel);
+        assert!(asked.elapsed() < std::time::Duration::from_secs(3), "{:?}", asked.elapsed());
+    }
+    drop((holder, flooder));
+    // The log of all this stays short and says how often.
+    let strangers = |line: &&Value| line["uid"] == other.uid;
+    assert!(world.audit().iter().filter(strangers).count() < 20);
+    assert_works(&mut world, &tunnel);
+    assert_stops(&mut world, tunnel);
+    let audit = world.audit();
+    let counted = |line: &Value| line["uid"] == other.uid && line["count"].as_u64().is_some_and(|n| n > 10);
+    assert!(audit.iter().any(counted), "{audit:?}");
+    world.assert_clean();
+}
+
+/// Asks over an IPv6 socket, as Java does, with the header that comes on stdin, and prints the status.
+const MAPPED: &str = r#"
+import socket, sys
+connection = socket.socket(socket.AF_INET6)
+connection.connect(("::ffff:127.0.0.1", int(sys.argv[1])))
+header = sys.stdin.readline().strip()
+connection.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {header}\r\n\r\n".encode())
+print(connection.recv(12).decode())
+"#;
+
+#[test]
+fn whose_an_ipv6_socket_is_makes_the_same_difference() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let tunnel = world.tunnel(&["-p", "dev"]);
+    let header = format!("{}\n", tunnel.token());
+    let port = tunnel.url().trim_end_matches('/').rsplit(':').next().unwrap().to_owned();
+    for (user, status) in [(world.sshd.user().clone(), "200"), (User::other(), "401")] {
+        let asks = world.as_user(&user, "python3", &["-c", MAPPED, &port]);
+        let output = world.laptop.run_with(asks, header.as_bytes());
+        assert_eq!(output.stdout().trim(), format!("HTTP/1.1 {status}"), "{}: {output}", user.name);
+    }
+    audited(&world, "an alarm", |line| line["event"] == "token_theft_suspected");
+    assert_stops(&mut world, tunnel);
+    world.assert_clean();
+}
+
+#[test]
+fn the_most_talkative_log_holds_no_secret() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    for format in ["text", "json"] {
+        // Everything that there is to talk about: a refresh, new credentials, answers, refusals, a theft.
+        let seed = sandbox::aws::TokenSeed { expired: true, ..Default::default() };
+        world.aws.seed_token_with(world.laptop.path(), "corp", seed);
+        world.own_aws_files();
+        let arguments =
+            ["-N", "--print-env", "sh", "-p", "dev", "-p", "audit", "-vv", "--log-format", format];
+        let mut process = world.laptop.spawn(world.connect(&arguments));
+        process.wait_for_line(Stream::Stdout, "export no_proxy", PATIENCE);
+        process.wait_for_line(Stream::Stderr, "127.0.0.1:4144", PATIENCE);
+        let tunnel = world.attach(process);
+        assert_works(&mut world, &tunnel);
+        let host = world.sshd.user().clone();
+        let _refused = world.fetch(&host, &format!("{}slot/audit", tunnel.url()), Some(&tunnel.token()));
+        let _stolen = world.fetch(&User::other(), tunnel.url(), Some(&tunnel.token()));
+        let output = tunnel.stop(&mut world);
+        assert!(output.stderr().lines().count() > 10, "it is not talkative: {output}");
+        if format == "json" {
+            for line in output.stderr().lines() {
+                let parsed: Result<Value, _> = serde_json::from_str(line);
+                assert!(parsed.is_ok(), "not JSON: {line}");
+            }
+        }
+    }
+    world.assert_clean();
+}
