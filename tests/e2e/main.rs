@@ -3,5 +3,8 @@
 //! Every test runs in a network and mount namespace of its own, so that port 4144 and every file on tmpfs is its own.
 //! Needs root; `tests/run` installs what else is needed.
 
+mod aws_faults;
+mod cases;
+mod refusals;
 mod sdks;
 mod support;
