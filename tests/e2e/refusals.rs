@@ -144,7 +144,7 @@ pub(crate) fn assert_reads_well(name: &str, said: &str) {
     }
     for command in said.split("`broker ").skip(1) {
         let word = command.split([' ', '`']).next().unwrap_or_default();
-        assert!(["connect", "login"].contains(&word), "{name}: there is no `broker {word}`\n{said}");
+        assert!(COMMANDS.contains(&word), "{name}: there is no `broker {word}`\n{said}");
     }
 }
 
@@ -175,13 +175,15 @@ pub(crate) fn all<T>(cases: impl IntoIterator<Item = T>, mut run: impl FnMut(T))
     assert_eq!(failed, 0, "cases failed");
 }
 
-/// The help of every command.
-fn helps() -> [String; 3] {
+const COMMANDS: [&str; 4] = ["connect", "login", "logout", "audit"];
+
+/// The help of `broker` and of every command.
+fn helps() -> Vec<String> {
     let help = |arguments: &[&str]| {
         let output = Command::new(support::program()).args(arguments).arg("--help").output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    [help(&[]), help(&["connect"]), help(&["login"])]
+    std::iter::once(help(&[])).chain(COMMANDS.map(|command| help(&[command]))).collect()
 }
 
 #[test]
@@ -817,8 +819,7 @@ fn help_is_as_it_was_read_and_approved() {
     if sandbox::isolated!() {
         return;
     }
-    let names = ["broker", "broker-connect", "broker-login"];
-    for (name, help) in names.into_iter().zip(helps()) {
+    for (name, help) in std::iter::once("broker").chain(COMMANDS).zip(helps()) {
         let path = support::checkout(&format!("tests/e2e/help/{name}.txt"));
         support::snapshot(&path, &help);
         assert!(!help.contains("eval") && help.lines().all(|line| line.chars().count() <= 120), "{help}");

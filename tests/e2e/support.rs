@@ -204,6 +204,11 @@ impl World {
         places.push(Place::below(&self.sshd.user().home));
         assert_no_secret(&secrets, &places);
     }
+
+    /// Has the last look look for a token that the test took from the host itself.
+    pub fn keep_secret(&mut self, token: &str) {
+        self.tokens.push(token.to_owned());
+    }
 }
 
 /// Other tests' temporary homes come and go below the shared `/tmp`.
@@ -260,7 +265,7 @@ pub fn sdk(path: &str) -> PathBuf {
 }
 
 /// A checkout may lie where only its owner may look. The test's mount namespace shows its target directory in `/mnt`.
-fn reachable(path: &Path) -> PathBuf {
+pub fn reachable(path: &Path) -> PathBuf {
     static MOUNTED: std::sync::Once = std::sync::Once::new();
     let target = Path::new(env!("CARGO_BIN_EXE_broker")).parent().unwrap().parent().unwrap();
     MOUNTED.call_once(|| {
