@@ -155,7 +155,7 @@ pub(crate) enum Error {
     NoHome,
     #[error("the name of this user is unknown (no entry in the user database, and USER is not set)")]
     NoUser,
-    #[error("no profile was named, and none is the only one or the default in `{}`", path.display())]
+    #[error("no profile was named, and `{}` has {}", path.display(), if known.is_empty() { "none" } else { "several and no usable default" })]
     NoProfile { path: PathBuf, known: Vec<String> },
     #[error("`-p {port}` is no profile")]
     PortAsProfile { port: String },
@@ -176,10 +176,10 @@ impl Error {
             Self::NoHome => Some("set HOME".to_owned()),
             Self::NoUser => Some("set USER".to_owned()),
             Self::NoProfile { known, .. } if known.is_empty() => {
-                Some("run `aws configure sso` once, or name a file with AWS_CONFIG_FILE".to_owned())
+                Some(crate::aws::profile::CONFIGURE.to_owned())
             }
             Self::NoProfile { known, .. } => {
-                Some(format!("name one with `-p NAME`; there are: {}", known.join(", ")))
+                Some(format!("name one with `-p NAME`; there are: {}", crate::aws::profile::listed(known)))
             }
             Self::PortAsProfile { port } => {
                 Some(format!("`-p` is --profile here; the SSH port is `-P {port}`"))

@@ -283,6 +283,11 @@ where
             (SdkError::ServiceError(_), Some(status)) => match (&code, &message) {
                 (Some(code), Some(message)) => format!("{code} (HTTP {status}): {message}"),
                 (Some(code), None) => format!("{code} (HTTP {status})"),
+                (None, _) if status < 300 => {
+                    format!(
+                        "HTTP {status}, but no answer of AWS (is there a proxy or a captive portal in between?)"
+                    )
+                }
                 (None, _) => format!("HTTP {status}, not in AWS's form"),
             },
             (SdkError::ResponseError(_), Some(status)) => {

@@ -103,12 +103,15 @@ impl IdentityError {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Login { source, .. } => source.hint(),
-            // The sentence says it.
-            Self::LoginNeeded { .. } => None,
+            // The sentence names the command.
+            Self::LoginNeeded { .. } => Some(WITHOUT_BATCH.to_owned()),
             Self::Transient { .. } => Some("check the network, then try again".to_owned()),
         }
     }
 }
+
+/// The other way to a login.
+pub(crate) const WITHOUT_BATCH: &str = "or start this without `--batch`, which lets you log in on the way";
 
 /// What came of a logout.
 #[derive(Debug)]
@@ -127,12 +130,13 @@ enum NoToken {
 }
 
 /// Why a person has to log in.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 enum Why {
     NeverLoggedIn,
     Expired,
     Ended,
-    UnusableFile,
+    /// The file is there and of no use, for this reason.
+    UnusableFile(String),
 }
 
 impl SsoSessionState {
@@ -167,7 +171,7 @@ impl SsoSessionState {
                 self.login_now(human, method).await
             }
             (NoToken::LoginNeeded(why), LoginPolicy::Never) => {
-                Err(IdentityError::LoginNeeded { sentence: self.login_needed(why, None) })
+                Err(IdentityError::LoginNeeded { sentence: self.login_needed(&why, None) })
             }
             (NoToken::Transient(source), _) => {
                 Err(IdentityError::Transient { sentence: self.unreachable(), source: Some(source) })
@@ -271,11 +275,12 @@ impl SsoSessionState {
             (_, Some(ours)) => (Some(ours), Why::Expired),
             (Loaded::Missing, None) => (None, Why::NeverLoggedIn),
             (Loaded::Unusable(error), None) => {
+                let why = Why::UnusableFile(error.to_string());
                 tracing::warn!(
-                    session = %self.session, error = %error, hint = error.hint().as_deref(),
+                    session = %self.session, error = %chain(&error), hint = error.hint().as_deref(),
                     "ignored an SSO token; log in again"
                 );
-                (None, Why::UnusableFile)
+                (None, why)
             }
         }
     }
@@ -383,13 +388,17 @@ impl SsoSessionState {
     }
 
     /// Says that a person has to log in, and how.
-    fn login_needed(&self, why: Why, profile: Option<&ProfileName>) -> String {
+    fn login_needed(&self, why: &Why, profile: Option<&ProfileName>) -> String {
         let session = &self.session;
         let fact = match why {
             Why::NeverLoggedIn => format!("nobody is logged in to the SSO session `{session}`"),
             Why::Expired => format!("the SSO session `{session}` expired"),
             Why::Ended => format!("the SSO session `{session}` was ended"),
-            Why::UnusableFile => format!("the saved token of the SSO session `{session}` cannot be used"),
+            // With a profile the sentence goes to the host as well, which has no business with our paths.
+            Why::UnusableFile(error) if profile.is_none() => {
+                format!("the saved token of the SSO session `{session}` cannot be used ({error})")
+            }
+            Why::UnusableFile(_) => format!("the saved token of the SSO session `{session}` cannot be used"),
         };
         let way = match (&session.name, profile) {
             (SessionKey::Session(_), _) => {
@@ -457,7 +466,7 @@ impl SsoSource {
     fn no_token(&self, error: NoToken) -> FetchError {
         match error {
             NoToken::LoginNeeded(why) => {
-                FetchError::LoginNeeded { sentence: self.session.login_needed(why, Some(&self.profile)) }
+                FetchError::LoginNeeded { sentence: self.session.login_needed(&why, Some(&self.profile)) }
             }
             NoToken::Transient(source) => {
                 FetchError::Transient { sentence: self.session.unreachable(), source: Some(source) }

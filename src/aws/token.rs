@@ -197,7 +197,7 @@ pub(crate) enum Loaded {
 pub(crate) enum Error {
     #[error(transparent)]
     File(#[from] private_fs::Error),
-    #[error("`{}` does not hold an SSO token", path.display())]
+    #[error("`{}` does not hold a whole SSO token", path.display())]
     Garbled { path: PathBuf },
 }
 

@@ -17,7 +17,7 @@ use crate::{
     aws::{
         client::Endpoints,
         profile::Source,
-        session::{IdentityError, LoginPolicy, SsoSessionState, SsoSource},
+        session::{IdentityError, LoginPolicy, SsoSessionState, SsoSource, WITHOUT_BATCH},
     },
     clock::Clock,
     config::{self, Environment, Flags, Job, Plan},
@@ -44,7 +44,7 @@ use crate::{
 Examples:
   broker connect ada@bastion -p deploy                a shell on bastion, with AWS credentials
   broker connect bastion -p deploy -- aws s3 ls       one command; its exit status is ours
-  broker connect bastion -p deploy -p audit -N        tunnel only; prints exports to paste into a shell on bastion
+  broker connect bastion -p deploy -p audit -N        tunnel only; prints the exports to paste there
 
 To undo: leave the shell, or end broker. Nothing stays on the host.")]
 pub(super) struct Arguments {
@@ -101,7 +101,7 @@ pub(super) struct Arguments {
     inet6: bool,
 
     /// The only key that the host may have; known_hosts is not asked
-    #[arg(long, value_name = "SHA256:…")]
+    #[arg(long, value_name = "SHA256:…", value_parser = fingerprint)]
     host_key: Option<String>,
 
     /// Ask for a terminal even with a command
@@ -160,6 +160,18 @@ fn remote_port(text: &str) -> Result<RemotePort, String> {
         text => {
             text.parse().map(RemotePort::Exactly).map_err(|_| "not a port (1 to 65535) or `auto`".to_owned())
         }
+    }
+}
+
+fn fingerprint(text: &str) -> Result<String, String> {
+    // 32 bytes in base64 without padding.
+    let digest = text.strip_prefix("SHA256:").filter(|digest| digest.len() == 43);
+    let valid = digest
+        .is_some_and(|digest| digest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/'));
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err("not a fingerprint as `ssh-keygen -lf FILE` prints it (SHA256: and 43 characters)".to_owned())
     }
 }
 
@@ -305,7 +317,8 @@ pub(super) async fn run(
         let (ended, reason) = tokio::select! {
             ended = Box::pin(job(&plan, &mut tunnel, environment, terminal)) => match &ended {
                 Ok(_) => (ended, "the remote side ended".to_owned()),
-                Err(failure) => { let reason = failure.to_string(); (ended, reason) }
+                // What went wrong is said once, at the end.
+                Err(_) => (ended, "disconnected".to_owned()),
             },
             _ = &mut stop => (Err(interrupted()), "stopped".to_owned()),
         };
@@ -361,6 +374,18 @@ async fn job(
         Job::Command { tty, .. } => tunnel.command(tty.then(|| console::pty(term)).as_ref()).await,
     };
     let (process, pump) = started.map_err(tunnel_failure)?;
+    let wanted_pty = match &plan.job {
+        Job::Shell { tty } => tty.unwrap_or_else(console::stdin_is_terminal),
+        Job::Command { tty, .. } => *tty,
+        Job::Exports { .. } => false,
+    };
+    if wanted_pty && !process.has_pty {
+        // As ssh goes on too; but nobody would guess why there is no prompt.
+        terminal.warning(&format!(
+            "{host} gives no terminal (PermitTTY, or `no-pty` on your key), so the shell shows no prompt; \
+             end it with Ctrl-D; `-T` asks for none"
+        ));
+    }
     let ran = tunnel.during(console::run(terminal, process, pump)).await;
     let outcome = ran.map_err(|e| tunnel_failure(e.into()))?.map_err(|e| Failure::new(Kind::Failed, e))?;
     console::exit_code(outcome, host)
@@ -454,7 +479,9 @@ impl Identity {
             login.terminal.warning(&format!("profile `{profile}`: {error}"));
         }
         let (kind, hint) = match &*error {
-            FetchError::LoginNeeded { .. } => (Kind::LoginNeeded, None),
+            FetchError::LoginNeeded { .. } => {
+                (Kind::LoginNeeded, login.batch.then(|| WITHOUT_BATCH.to_owned()))
+            }
             FetchError::Denied { .. } => (
                 Kind::RoleDenied,
                 Some(format!(

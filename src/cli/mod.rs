@@ -16,14 +16,14 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
     failure::{Failure, Kind},
     terminal::{Color, LogFormat, Style, Terminal},
 };
-use crate::{clock::Clock, config::Environment};
+use crate::{clock::Clock, config::Environment, printable};
 
 /// Gives AWS SDKs on a machine that you reach by SSH short-lived credentials, and leaves nothing there.
 #[derive(Debug, Parser)]
@@ -32,7 +32,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Questions and messages")]
     output: Output,
 }
 
@@ -92,29 +92,26 @@ enum ColorArgument {
 
 /// Parses `arguments`, runs the command, says what went wrong, returns the exit code.
 pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(e) => {
-            // Help and version are data and go to stdout; usage errors are for people. A closed pipe is no news.
-            drop(e.print());
-            return ExitCode::from(if e.use_stderr() { Kind::Usage.code() } else { 0 });
-        }
+        Err(e) => return not_understood(&e, &arguments),
     };
+    let remote = matches!(&cli.command, Command::Connect(arguments) if arguments.is_remote());
     let environment = match Environment::capture() {
         Ok(environment) => environment,
         Err(e) => {
             let terminal = Terminal::new(style(&cli.output, None), Clock::system());
             let hint = e.hint();
             let failure = Failure::new(Kind::Failed, e).with_hint(hint);
-            terminal.failure(&failure, false);
-            return failure.exit_code(false);
+            terminal.failure(&failure, remote);
+            return failure.exit_code(remote);
         }
     };
     harden();
     log(&cli.output);
     let terminal =
         std::sync::Arc::new(Terminal::new(style(&cli.output, Some(&environment)), Clock::system()));
-    let remote = matches!(&cli.command, Command::Connect(arguments) if arguments.is_remote());
 
     // One thread: fastest and smallest as measured, so every await has its deadline and nothing blocks here.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -142,6 +139,48 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             failure.exit_code(remote)
         }
     }
+}
+
+/// Says what is wrong with a command line that could not be read, or prints the help that was asked for.
+fn not_understood(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    use clap::error::ErrorKind;
+    let whole_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if whole_help || !error.use_stderr() {
+        // Help and version are data and go to stdout. A closed pipe is no news.
+        drop(error.print());
+        return ExitCode::from(if error.use_stderr() { Kind::Usage.code() } else { 0 });
+    }
+    // What was understood before the mistake is not told, so these three are looked for by themselves.
+    let mut ours = arguments.split(|word| word == "--");
+    let words: Vec<&str> = ours.next().unwrap_or_default().iter().filter_map(|word| word.to_str()).collect();
+    let remote = ours.next().is_some();
+    let json =
+        words.contains(&"--log-format=json") || words.windows(2).any(|pair| pair == ["--log-format", "json"]);
+    let whole = Cli::command();
+    let command = words.iter().skip(1).find(|word| whole.find_subcommand(word).is_some());
+
+    let text = error.render().to_string();
+    let mut paragraphs =
+        text.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let message = paragraphs.next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
+    let see =
+        format!("see `broker{} --help`", command.map(|command| format!(" {command}")).unwrap_or_default());
+    // How to pass what is no option as a value is a tip for nobody.
+    let tips = paragraphs.filter_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
+    let tips = tips.filter(|tip| !tip.starts_with("to pass"));
+    let hint = tips.chain([see]).collect::<Vec<_>>().join("; ");
+    let style = Style {
+        format: if json { LogFormat::Json } else { LogFormat::Text },
+        color: Color::Never,
+        no_color: true,
+        quiet: false,
+        batch: true,
+        browser: None,
+    };
+    let failure = Failure::new(Kind::Usage, printable::one_line(&message)).with_hint(Some(hint));
+    Terminal::new(style, Clock::system()).failure(&failure, remote);
+    failure.exit_code(remote)
 }
 
 /// Drives `work` to its end, which may be a panic, and calls `restore` in any case.

@@ -39,6 +39,9 @@ mod tests;
 /// How long the host may take from the command to the READY line: slow rc files and PAM, but no person.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How many characters of it a person gets to see.
+const LONGEST_SAID: usize = 400;
+
 /// How much the rc files may print before READY.
 const LONGEST_NOISE: usize = 64 << 10;
 
@@ -66,7 +69,7 @@ pub(crate) enum Error {
         said: Option<Said>,
     },
     /// The helper runs, but cannot keep its promises there.
-    #[error("the helper cannot work on the host: it has no usable `{missing}`")]
+    #[error("the helper cannot work there: the host has no usable `{missing}`")]
     Unsuitable { missing: String },
     /// The helper or the connection to it has ended; a new link is needed.
     #[error("the helper on the host has ended")]
@@ -115,13 +118,32 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Adds what came on stderr where no helper came: a login shell complains there.
+    pub(crate) fn with_complaints(self, complaints: &[u8]) -> Self {
+        let complaints = printable(String::from_utf8_lossy(complaints).trim());
+        match self {
+            Self::NoHelper { why, said } if !complaints.is_empty() => {
+                let said = said.map_or(complaints.clone(), |Said(said)| format!("{said}\n{complaints}"));
+                Self::NoHelper { why, said: Some(Said(said)) }
+            }
+            other => other,
+        }
+    }
+}
+
 /// What the host said instead of READY, safe to show.
 #[derive(Debug)]
 pub(crate) struct Said(String);
 
 impl fmt::Display for Said {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the host said: {}", self.0)
+        // A line for each would read as lines of ours, and a flood would bury the error.
+        let said = one_line(&self.0);
+        match said.char_indices().nth(LONGEST_SAID) {
+            Some((end, _)) => write!(f, "the host said: {}…", said.get(..end).unwrap_or_default()),
+            None => write!(f, "the host said: {said}"),
+        }
     }
 }
 
@@ -247,8 +269,11 @@ where
     O: AsyncRead + Unpin,
 {
     let mut lines = Lines::new(stdout, LONGEST_NOISE);
+    // A progress bar or a prompt may print all of its noise on one line.
+    lines.longest = LONGEST_NOISE;
     ready(&mut lines, &nonce).await?;
     lines.allowance = actor::ALLOWANCE;
+    lines.longest = wire::LONGEST_LINE;
     let facts = timeout(READY_TIMEOUT, async {
         let script = format!("w={}; {}\n", pace.silence, script());
         stdin.write_all(script.as_bytes()).await.map_err(ended)?;

@@ -156,7 +156,7 @@ impl Login<'_> {
         let listed = agent.as_ref().map(|agent| agent.keys.clone()).unwrap_or_default();
         let (mut keys, notes) = candidates(&self.target.identities, listed).await;
         for note in notes {
-            self.shared.human.tell(&note);
+            self.shared.human.tell(&format!("broker: warning: {note}"));
         }
         // After a partial success the next method is looked for from the start; what was used up stays so.
         let (mut asked, mut typed) = (0, 0);

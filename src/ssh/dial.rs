@@ -42,7 +42,7 @@ pub(crate) enum Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NameNotFound(_) => f.write_str("name not found"),
+            Self::NameNotFound(_) => f.write_str("the name could not be resolved"),
             Self::NoAddress(AddressFamily::Inet) => f.write_str("the name has no IPv4 address"),
             Self::NoAddress(AddressFamily::Inet6) => f.write_str("the name has no IPv6 address"),
             Self::NoAddress(AddressFamily::Any) => f.write_str("the name has no address"),
@@ -82,7 +82,15 @@ impl Cause {
             }
             Self::NoAddress(_) => Some("leave the address family out (`-4`, `-6`, `AddressFamily`)".into()),
             Self::TimedOut(_) => Some("is a VPN or a jump host needed to get there?".into()),
-            Self::Failed(_) => None,
+            Self::Failed(tried) => {
+                let refused =
+                    |(_, error): &(SocketAddr, io::Error)| error.kind() == io::ErrorKind::ConnectionRefused;
+                Some(if tried.iter().any(refused) {
+                    "does sshd run there, and on this port? another one is named with `-P PORT`".into()
+                } else {
+                    "is the network up, and is a VPN or a jump host needed to get there?".into()
+                })
+            }
         }
     }
 }

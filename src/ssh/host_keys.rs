@@ -31,12 +31,27 @@ pub(crate) enum Refused {
          either the host was set up anew, or somebody stands between you and it",
         path.display()
     )]
-    Changed { host: String, sent: String, path: PathBuf, line: usize },
+    Changed {
+        host: String,
+        /// The name in known_hosts.
+        name: String,
+        sent: String,
+        path: PathBuf,
+        line: usize,
+    },
     #[error(
         "{host} sent a key of a type that is not known for it ({sent}), but `{}` line {line} has its {known} key",
         path.display()
     )]
-    OtherType { host: String, sent: String, known: String, path: PathBuf, line: usize },
+    OtherType {
+        host: String,
+        /// The name in known_hosts.
+        name: String,
+        sent: String,
+        known: String,
+        path: PathBuf,
+        line: usize,
+    },
     #[error("the host key of {host} is marked as revoked (`{}` line {line})", path.display())]
     Revoked { host: String, path: PathBuf, line: usize },
     #[error("the host key of {host} is {fingerprint}, not the pinned {pinned}")]
@@ -57,10 +72,12 @@ impl Refused {
                 "compare the fingerprint with what the host's administrator says, then connect once at a terminal, \
                  or pass `--host-key {fingerprint}` to use {host} without asking"
             )),
-            Self::NotAccepted { .. } => None,
-            Self::Changed { host, path, .. } | Self::OtherType { host, path, .. } => Some(format!(
+            Self::NotAccepted { .. } => {
+                Some("ask the host's administrator for the fingerprint of its key".to_owned())
+            }
+            Self::Changed { name, path, .. } | Self::OtherType { name, path, .. } => Some(format!(
                 "ask the host's administrator; if the new key is right, remove the old one with \
-                 `ssh-keygen -f '{}' -R '{host}'`",
+                 `ssh-keygen -f '{}' -R '{name}'`",
                 path.display()
             )),
             Self::Revoked { .. } => Some("ask the host's administrator for the new key".to_owned()),
@@ -112,13 +129,14 @@ impl KnownHostKeys {
         let (other_types, same_key_as) = match self.known.verdict(&self.name, key) {
             Verdict::Known => return Ok(()),
             Verdict::Changed { path, line, .. } => {
-                return Err(Refused::Changed { host, sent, path, line });
+                return Err(Refused::Changed { host, name: self.name.to_string(), sent, path, line });
             }
             Verdict::Revoked { path, line } => return Err(Refused::Revoked { host, path, line }),
             Verdict::New { other_types, same_key_as } => (other_types, same_key_as),
         };
         let other_type = other_types.first().map(|(known, path, line)| Refused::OtherType {
             host: host.clone(),
+            name: self.name.to_string(),
             sent: sent.clone(),
             known: known.to_string(),
             path: path.clone(),

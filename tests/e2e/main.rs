@@ -13,9 +13,12 @@
     reason = "what goes wrong here is a failed test, and a panic is its report"
 )]
 
+mod aws_faults;
+mod cases;
 mod commands;
 mod hostile;
 mod load;
+mod refusals;
 mod sdks;
 mod stops;
 mod support;

@@ -353,7 +353,7 @@ impl Tunnel {
 }
 
 /// The `broker` that this test was built with, where every user can reach it.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     reachable(Path::new(env!("CARGO_BIN_EXE_broker")))
 }
 
@@ -386,4 +386,24 @@ pub fn within(time: Duration, mut happens: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(100));
     }
     false
+}
+
+/// A file of this checkout.
+pub fn checkout(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Compares `text` with the file that was read and approved; `BLESS=1` writes it anew.
+#[track_caller]
+pub fn snapshot(path: &Path, text: &str) {
+    if std::env::var_os("BLESS").is_some_and(|bless| bless == "1") {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let approved = std::fs::read_to_string(path).unwrap_or_default();
+    let name = path.display();
+    assert_eq!(
+        text, approved,
+        "not as in {name}; if it should be, BLESS=1 rewrites the file, to be read before it is committed"
+    );
 }

@@ -142,21 +142,43 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
         if waiting.is_empty() {
             return Ok(());
         }
-        let mut command = format!("who {:04X}", first.listen_port);
-        for (call, _) in &waiting {
+        // The kernel walks its whole table for each of the two files, so the one for clients that go through IPv6 is
+        // read only for those who are not in the other.
+        for file in ["tcp", "tcp6"] {
+            let answer = self.who(file, first.listen_port, &waiting).await?;
+            let mut missing = Vec::new();
+            for (call, reply) in waiting {
+                match &answer {
+                    Some(rows) => match owner(rows, call) {
+                        Err(Unproven::Gone) if file == "tcp" => missing.push((call, reply)),
+                        verdict => drop(reply.send(verdict)),
+                    },
+                    None => drop(reply.send(Err(Unproven::Hidden))),
+                }
+            }
+            if missing.is_empty() {
+                break;
+            }
+            waiting = missing;
+        }
+        Ok(())
+    }
+
+    /// Reads the rows of these callers; `None` when the host does not show them.
+    async fn who(&mut self, file: &str, port: u16, waiting: &[(Call, Reply)]) -> Result<Option<Vec<Row>>, Error> {
+        let mut command = format!("who {file} {port:04X}");
+        for (call, _) in waiting {
             #[expect(clippy::expect_used, reason = "a String takes everything")]
             write!(command, " {}", as_in_proc(call.originator)).expect("infallible");
         }
         // A stranger who connects often must not be able to use up what the helper may say.
         self.lines.allowance += waiting.len() * ALLOWANCE_PER_CALLER;
         let answer = self.exchange(command.as_bytes()).await?;
-        let rows: Option<Vec<_>> = answer.rows.iter().map(|row| Row::parse(row)).collect();
-        let rows = rows.ok_or(Error::Garbled { what: "an odd socket" })?;
-        for (call, reply) in waiting {
-            let verdict = if answer.verdict.is_ok() { owner(&rows, call) } else { Err(Unproven::Hidden) };
-            reply.send(verdict).ok();
+        if answer.verdict.is_err() {
+            return Ok(None);
         }
-        Ok(())
+        let rows: Option<Vec<_>> = answer.rows.iter().map(|row| Row::parse(row)).collect();
+        rows.map(Some).ok_or(Error::Garbled { what: "an odd socket" })
     }
 
     async fn bye(&mut self) -> Result<(), Error> {

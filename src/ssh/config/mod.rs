@@ -31,7 +31,7 @@ use crate::private_fs;
 
 /// How long dialling may take where `ConnectTimeout` says nothing: OpenSSH waits for the kernel, two minutes and
 /// more, which looks like a hang to whoever mistyped a name.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `ServerAliveInterval` where the configuration says nothing: with the count below, a dead link is noticed in 45 s.
 const SERVER_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -142,7 +142,21 @@ impl Error {
             Self::Destination { .. } => {
                 Some("write `[user@]host[:port]` or `ssh://[user@]host[:port]`".to_owned())
             }
-            _ => None,
+            Self::Permissions { source, .. } => source.hint(),
+            Self::Host { .. } | Self::User { .. } => {
+                Some("write `[user@]host[:port]`, and look at `HostName` and `User` in ssh_config".to_owned())
+            }
+            Self::Line { .. } => Some(
+                "correct it, or do without ssh_config: `-F none` and, as needed, `-l`, `-P` and `-i`"
+                    .to_owned(),
+            ),
+            Self::Read { path, source } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some(format!("it must be yours: look with `ls -ld '{}'`", path.display()))
+            }
+            Self::Read { .. } | Self::NotText { .. } => {
+                Some("name another file with `-F FILE`, or `-F none`".to_owned())
+            }
+            Self::Refused { .. } => None,
         }
     }
 
@@ -422,5 +436,5 @@ impl Resolver<'_> {
 
 /// The syntax was checked when the line was read; this keeps that from being an assumption.
 fn not_a_value(setting: &Setting) -> Error {
-    Error::bad(&setting.place, format!("`{}` is not a value for it", setting.value()))
+    Error::bad(&setting.place, format!("`{}` is no value that it can have", setting.value()))
 }
