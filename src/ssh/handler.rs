@@ -88,7 +88,7 @@ pub(crate) struct Facts {
     /// How the server's software calls itself; safe to print.
     pub(crate) server: String,
     /// The address that we are connected to, where it is a network address.
-    pub(crate) peer: Option<std::net::SocketAddr>,
+    pub(crate) peer: Option<SocketAddr>,
 }
 
 /// What the handler and the session both hold.

@@ -313,10 +313,6 @@ impl State {
         self.wake(Waiter::Reader);
     }
 
-    pub(super) fn wake_pump(&mut self) {
-        self.wake(Waiter::Pump);
-    }
-
     fn wake(&mut self, waiter: Waiter) {
         if let Some(waker) = self.wakers.get_mut(waiter as usize).and_then(Option::take) {
             waker.wake();
