@@ -363,7 +363,7 @@ async fn job(
     let started = match &plan.job {
         Job::Exports { shell } => {
             let exports = tunnel.exports(*shell);
-            terminal.data(exports.as_bytes()).map_err(|e| Failure::new(Kind::Failed, e))?;
+            terminal.data(exports.as_bytes()).map_err(|e| Failure::new(Kind::Failed, NotPrinted(e)))?;
             let lost = tunnel.during(std::future::pending::<ExitCode>()).await;
             return lost.map_err(|e| tunnel_failure(e.into()));
         }
@@ -493,6 +493,11 @@ impl Identity {
         Err(Failure::new(kind, NoCredentials { profile: profile.to_string(), source: error }).with_hint(hint))
     }
 }
+
+/// Nobody on the host would know of the tunnel.
+#[derive(Debug, thiserror::Error)]
+#[error("could not print the exports on stdout")]
+struct NotPrinted(#[source] std::io::Error);
 
 /// The first fetch of one profile failed.
 #[derive(Debug, thiserror::Error)]

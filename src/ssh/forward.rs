@@ -20,6 +20,11 @@ use super::{
 /// Connections that are served at a time.
 pub(super) const MOST_CHANNELS: usize = 256;
 
+/// Channels that the server may have open towards us at a time: those that are served, and those that were answered
+/// and whose client on the host has not closed its end yet. A neighbour who never does so must not keep the places
+/// of others; sshd has as many descriptors for them as this, at most.
+pub(super) const MOST_OPEN: usize = 1024;
+
 /// Arrivals that may wait for the link's loop. One read of the connection can bring the opens of a whole burst before
 /// that loop has its turn, so all who find room must fit: who does not is refused, and an SDK there sees a reset.
 const MOST_WAITING: usize = MOST_CHANNELS;
@@ -105,7 +110,7 @@ pub(super) enum Judgement {
 
 impl Forwards {
     pub(super) fn new() -> Self {
-        Self { table: Mutex::default(), room: Room::new(MOST_CHANNELS) }
+        Self { table: Mutex::default(), room: Room::new(MOST_CHANNELS, MOST_OPEN) }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

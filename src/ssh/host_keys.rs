@@ -47,8 +47,8 @@ pub(crate) enum Refused {
         host: String,
         /// The name in known_hosts.
         name: String,
-        sent: String,
-        known: String,
+        sent: Box<str>,
+        known: Box<str>,
         path: PathBuf,
         line: usize,
     },
@@ -137,8 +137,8 @@ impl KnownHostKeys {
         let other_type = other_types.first().map(|(known, path, line)| Refused::OtherType {
             host: host.clone(),
             name: self.name.to_string(),
-            sent: sent.clone(),
-            known: known.to_string(),
+            sent: sent.as_str().into(),
+            known: known.as_str().into(),
             path: path.clone(),
             line: *line,
         });

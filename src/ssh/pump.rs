@@ -81,10 +81,10 @@ impl Pump {
         let pump = Self::new(async move {
             let sent = async {
                 channel.send(outgoing).await;
+                channel.inbox.pump_waits(|state| state.is_deaf().then_some(())).await;
                 if let Some(place) = &place {
                     place.answered();
                 }
-                channel.inbox.pump_waits(|state| state.is_deaf().then_some(())).await;
             };
             let finished = tokio::select! {
                 biased;

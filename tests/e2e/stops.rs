@@ -236,7 +236,7 @@ fn stopped_while_the_host_is_being_set_up_nothing_stays_there() {
     world.sshd.delay_network(Duration::from_millis(60));
     let helper =
         |world: &World| world.running_on_host().iter().any(|command| command.contains("/bin/sh -c a="));
-    let stages: [(&str, &dyn Fn(&World) -> bool); 3] = [
+    let stages: [(&str, Reached<'_>); 3] = [
         ("authenticated", &|world| world.sshd.log().contains("Accepted publickey")),
         ("the helper runs", &helper),
         ("files lie there", &|world| !world.left_on_host().is_empty()),
@@ -503,7 +503,7 @@ fn ten_megabytes_pass_unchanged_both_ways() {
     if sandbox::isolated!() {
         return;
     }
-    let mut world = World::new();
+    let world = World::new();
     let bytes = noise(10 << 20);
     let connect = world.connect(&["-q", "-p", "dev", "--", "tee /dev/stderr | sha256sum"]);
     let output = run_within(connect, &bytes, PATIENCE);
@@ -585,3 +585,6 @@ fn a_slow_reader_gets_everything_and_the_tunnel_serves_meanwhile() {
     world.heard("broker", &output);
     world.assert_clean();
 }
+
+/// Tells whether a start has come so far.
+type Reached<'a> = &'a dyn Fn(&World) -> bool;

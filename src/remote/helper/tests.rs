@@ -657,7 +657,7 @@ async fn callers_who_come_together_are_asked_for_in_one_command() {
             commands += 1;
             let number = line.split(' ').next().unwrap();
             let mut answer = String::new();
-            for from in line.split(' ').skip(3) {
+            for from in line.split(' ').skip(4) {
                 answer += &format!("{} {number} row {from} 0100007F:1030 01 1000 7\n", nonce.as_str());
             }
             theirs.1.write_all(format!("{answer}{} {number} ok\n", nonce.as_str()).as_bytes()).await.unwrap();
