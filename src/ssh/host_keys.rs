@@ -34,7 +34,7 @@ pub(crate) enum Refused {
     Changed {
         host: String,
         /// The name in known_hosts.
-        name: String,
+        name: Box<str>,
         sent: String,
         path: PathBuf,
         line: usize,
@@ -46,9 +46,9 @@ pub(crate) enum Refused {
     OtherType {
         host: String,
         /// The name in known_hosts.
-        name: String,
-        sent: Box<str>,
-        known: Box<str>,
+        name: Box<str>,
+        sent: String,
+        known: String,
         path: PathBuf,
         line: usize,
     },
@@ -129,16 +129,16 @@ impl KnownHostKeys {
         let (other_types, same_key_as) = match self.known.verdict(&self.name, key) {
             Verdict::Known => return Ok(()),
             Verdict::Changed { path, line, .. } => {
-                return Err(Refused::Changed { host, name: self.name.to_string(), sent, path, line });
+                return Err(Refused::Changed { host, name: self.name.to_string().into(), sent, path, line });
             }
             Verdict::Revoked { path, line } => return Err(Refused::Revoked { host, path, line }),
             Verdict::New { other_types, same_key_as } => (other_types, same_key_as),
         };
         let other_type = other_types.first().map(|(known, path, line)| Refused::OtherType {
             host: host.clone(),
-            name: self.name.to_string(),
-            sent: sent.as_str().into(),
-            known: known.as_str().into(),
+            name: self.name.to_string().into(),
+            sent: sent.clone(),
+            known: known.to_string(),
             path: path.clone(),
             line: *line,
         });

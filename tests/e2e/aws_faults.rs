@@ -208,7 +208,8 @@ printf 'header = "Authorization: %s"\n' "$(cat "$t")" |
 /// Asks until the answer is the `wanted` one; all before must have one of the statuses.
 #[track_caller]
 fn ask_until(world: &World, tunnel: &Tunnel, wanted: impl Fn(&Answer) -> bool, before: &[u16]) -> Answer {
-    let until = Instant::now() + PATIENCE;
+    // A dead session is looked at every 30 s.
+    let until = Instant::now() + 2 * PATIENCE;
     loop {
         let answer = ask(world, tunnel);
         if wanted(&answer) {

@@ -298,7 +298,7 @@ fn a_host_key_that_is_not_right_ends_the_connection() {
     let command = hint.split('`').nth(1).unwrap();
     let mut shell = world.laptop.command("sh");
     shell.args(["-c", command]);
-    world.run(shell).success();
+    assert_eq!(world.run(shell).code, Some(0), "{command}");
     Case { name: "after the hint", arguments: &connect, kind: HOST_KEY_REFUSED, words: &["is not known"] }
         .is_refused(&mut world);
     world.assert_clean();
@@ -369,7 +369,7 @@ fn a_refused_login_names_what_was_tried() {
     std::fs::remove_file(&key).unwrap();
     let mut keygen = world.laptop.command("ssh-keygen");
     keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key);
-    world.run(keygen).success();
+    assert_eq!(world.run(keygen).code, Some(0));
     let user = world.sshd.user().name.clone();
     let connect = ["connect", BASTION, "--batch", "-p", "dev"];
     let path = key.display().to_string();
