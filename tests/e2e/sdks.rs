@@ -143,7 +143,8 @@ fn an_answer_is_what_every_sdk_reads_and_nothing_else() {
         format!("Content-Length: {length}"),
     ];
     let mut sorted = headers.clone();
-    (sorted.sort(), expected.sort());
+    sorted.sort();
+    expected.sort();
     assert_eq!(sorted, expected);
     let body = answer.json();
     let mut names: Vec<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
