@@ -273,10 +273,12 @@ pub(super) async fn run(
     let (stop_refreshing, refreshed) = oneshot::channel::<()>();
     let (mut stop_refreshing, mut stopping) = (Some(stop_refreshing), None);
     let refreshing = Arc::clone(&grants);
+    // The log ends when nobody has anything to write any more: the refresher's last lines say how often strangers came.
+    let stop_writing = Arc::new(stop_writing);
+    let refresher_writes = Arc::clone(&stop_writing);
     background.spawn(async move {
         refreshing.run(async { drop(refreshed.await) }).await;
-        // Only now: its last lines say how often strangers came.
-        drop(stop_writing);
+        drop(refresher_writes);
     });
 
     let identity = Identity::new(&plan, environment, &endpoints, &clock);
@@ -343,7 +345,7 @@ pub(super) async fn run(
     .await;
 
     grants.revoke_all();
-    drop(stop_refreshing);
+    drop((stop_refreshing, stop_writing));
     let finish = async { while background.join_next().await.is_some() {} };
     // What is not written by then is on a disk that does not answer.
     let left = STOP_TIMEOUT.saturating_sub(stopping.map(|since| since.elapsed()).unwrap_or_default());

@@ -177,16 +177,16 @@ fn while_we_wait_for_the_person_or_for_aws_a_stop_takes_two_seconds() {
     }
     let mut world = World::new();
     world.aws.fault(Operation::GetRoleCredentials, Fault::Hang);
-    interrupt_once_asked(&mut world, "GetRoleCredentials", "");
+    let _output = interrupt_once_asked(&mut world, "GetRoleCredentials", "");
 
     std::fs::remove_dir_all(world.laptop.join(".aws/sso")).unwrap();
     world.aws.set_consent(Consent::Pending);
     let said = interrupt_once_asked(&mut world, "CreateToken(device_code", "");
     assert!(said.stderr().contains("enter the code"), "{said}");
     // A browser in which nobody does anything.
-    interrupt_once_asked(&mut world, "RegisterClient", "true");
+    let _output = interrupt_once_asked(&mut world, "RegisterClient", "true");
     world.aws.fault(Operation::StartDeviceAuthorization, Fault::Hang);
-    interrupt_once_asked(&mut world, "StartDeviceAuthorization", "");
+    let _output = interrupt_once_asked(&mut world, "StartDeviceAuthorization", "");
 
     assert_eq!(world.sshd.log(), "", "the host was contacted before there were credentials");
     world.assert_clean();
@@ -220,7 +220,7 @@ fn while_sshd_says_nothing_a_stop_takes_two_seconds() {
     eventually("it connects", PATIENCE, || {
         if world.sshd.connections().is_empty() { Err("no connection".to_owned()) } else { Ok(()) }
     });
-    interrupt(&mut world, process);
+    let _output = interrupt(&mut world, process);
     world.sshd.pause_network(false);
     world.wait_for_clean_host(PATIENCE);
     world.assert_clean();
@@ -236,6 +236,7 @@ fn stopped_while_the_host_is_being_set_up_nothing_stays_there() {
     world.sshd.delay_network(Duration::from_millis(60));
     let helper =
         |world: &World| world.running_on_host().iter().any(|command| command.contains("/bin/sh -c a="));
+    type Reached<'a> = &'a dyn Fn(&World) -> bool;
     let stages: [(&str, Reached<'_>); 3] = [
         ("authenticated", &|world| world.sshd.log().contains("Accepted publickey")),
         ("the helper runs", &helper),
@@ -245,7 +246,7 @@ fn stopped_while_the_host_is_being_set_up_nothing_stays_there() {
         world.wait_for_clean_host(PATIENCE);
         let process = world.laptop.spawn(world.connect(&["-N", "-p", "dev", "-p", "audit"]));
         eventually(stage, PATIENCE, || if reached(&world) { Ok(()) } else { Err("not yet".to_owned()) });
-        interrupt(&mut world, process);
+        let _output = interrupt(&mut world, process);
         world.wait_for_clean_host(PATIENCE);
     }
     // And killed, at the latest stage.
@@ -585,6 +586,3 @@ fn a_slow_reader_gets_everything_and_the_tunnel_serves_meanwhile() {
     world.heard("broker", &output);
     world.assert_clean();
 }
-
-/// Tells whether a start has come so far.
-type Reached<'a> = &'a dyn Fn(&World) -> bool;

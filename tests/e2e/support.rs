@@ -268,8 +268,14 @@ impl World {
 }
 
 /// What came back to an SDK: the whole answer, byte by byte.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Eq, PartialEq)]
 pub struct Answer(pub Vec<u8>);
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
 
 impl Answer {
     fn parts(&self) -> (String, String) {
