@@ -48,7 +48,7 @@ pub(crate) fn full_jitter(base: Duration, cap: Duration, failures: u32, random: 
 /// Returns a uniform number in 0.0..1.0; 0.5 where the system has no randomness to give.
 pub(crate) fn random() -> f64 {
     let mut bytes = [0u8; 4];
-    match aws_lc_rs::rand::fill(&mut bytes) {
+    match crate::random::fill(&mut bytes) {
         Ok(()) => f64::from(u32::from_ne_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
         Err(_) => 0.5,
     }

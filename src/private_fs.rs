@@ -121,7 +121,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     };
     create_directory(directory)?;
     let mut suffix = [0u8; 8];
-    aws_lc_rs::rand::fill(&mut suffix).map_err(|_| io(io::Error::other("no random bytes")))?;
+    crate::random::fill(&mut suffix).map_err(|e| io(io::Error::other(e)))?;
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(name);
     temporary.push(format!(".{:016x}.tmp", u64::from_ne_bytes(suffix)));

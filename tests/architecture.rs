@@ -18,7 +18,11 @@ const MAY_KNOW: &[(&str, &[&str], &str)] = &[
         &["config", "tunnel", "aws", "creds", "remote", "ssh", "serve", "control"],
         "it is on top, so it may name everything below",
     ),
-    ("config", &["tunnel", "aws", "creds", "remote", "ssh"], "it builds the plan out of their types and runs nothing"),
+    (
+        "config",
+        &["tunnel", "aws", "creds", "remote", "ssh"],
+        "it builds the plan out of their types and runs nothing",
+    ),
     (
         "tunnel",
         &["remote", "ssh", "serve", "creds", "control"],
@@ -84,7 +88,10 @@ fn crates_are_named_only_in_their_rooms() {
     for (file, text) in sources() {
         let inside = file.strip_prefix("src").unwrap().to_string_lossy().replace('\\', "/");
         for (name, rooms, why) in ONLY_IN {
-            if rooms.iter().any(|room| inside.starts_with(&format!("{room}/")) || inside == format!("{room}.rs")) {
+            if rooms
+                .iter()
+                .any(|room| inside.starts_with(&format!("{room}/")) || inside == format!("{room}.rs"))
+            {
                 continue;
             }
             for (number, line) in code_lines(&text) {

@@ -13,7 +13,7 @@ use aws_sdk_sso::{
     error::{BoxError, ProvideErrorMetadata, SdkError},
 };
 
-use crate::{creds::role::Region, printable::one_line};
+use crate::{names::Region, printable::one_line};
 
 /// Half of what a person accepts to wait before they wonder; a handshake across the world takes under 1 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

@@ -9,7 +9,7 @@ use super::{
     time,
     token::SsoToken,
 };
-use crate::creds::{role::Role, secret::RoleCredentials};
+use crate::{creds::secret::RoleCredentials, names::Role};
 
 /// Why there are no credentials, by what can be done about it.
 #[derive(Debug, thiserror::Error)]

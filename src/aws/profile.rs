@@ -20,7 +20,7 @@ use aws_types::os_shim_internal::{Env, Fs};
 
 use super::client::check_url;
 use crate::{
-    creds::role::{ProfileName, Region, Role},
+    names::{ProfileName, Region, Role},
     printable::one_line,
     private_fs,
 };

@@ -23,8 +23,9 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    creds::{FetchError, RoleSource, role::ProfileName, role::Role, secret::RoleCredentials},
+    creds::{FetchError, RoleSource, secret::RoleCredentials},
     human::{BoxFuture, Human},
+    names::{ProfileName, Role},
     private_fs,
 };
 

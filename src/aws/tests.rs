@@ -27,8 +27,9 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    creds::{FetchError, RoleSource as _, role::Role, secret::RoleCredentials},
+    creds::{FetchError, RoleSource as _, secret::RoleCredentials},
     human::{BoxFuture, Human, Question},
+    names::Role,
     private_fs,
 };
 

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::{profile::SsoSession, time};
-use crate::{creds::role::Region, private_fs};
+use crate::{names::Region, private_fs};
 
 /// Refresh this long before expiry, as botocore does: an `aws` that reads our file then finds nothing left to do.
 const REFRESH: Duration = Duration::from_secs(15 * 60);

@@ -5,7 +5,10 @@ use std::{fmt, time::SystemTime};
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
-use super::role::AccountId;
+use crate::{
+    names::AccountId,
+    random::{self, NoRandomness},
+};
 
 /// The secret that a remote SDK sends back to us, without the word `Bearer`.
 ///
@@ -13,16 +16,11 @@ use super::role::AccountId;
 /// [`Self::expose_for_token_file`].
 pub(crate) struct BearerToken(SecretString);
 
-/// The machine has no randomness to give.
-#[derive(Debug, thiserror::Error)]
-#[error("the operating system gave no random bytes")]
-pub(crate) struct NoRandomness;
-
 impl BearerToken {
     /// Makes a token of 256 random bits.
     pub(crate) fn generate() -> Result<Self, NoRandomness> {
         let mut bytes = zeroize::Zeroizing::new([0u8; 32]);
-        aws_lc_rs::rand::fill(bytes.as_mut_slice()).map_err(|_| NoRandomness)?;
+        random::fill(bytes.as_mut_slice())?;
         let text =
             base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, bytes.as_slice());
         Ok(Self(text.into()))

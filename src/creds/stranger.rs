@@ -9,8 +9,8 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::caller::Uid;
 use crate::audit::{Decision, Entry, Event, Log};
+use crate::caller::Uid;
 
 /// Strangers who get an answer at the same time; the rest find their connection closed.
 const ANSWERED_AT_ONCE: usize = 8;

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
 use super::quoted;
-use crate::creds::role::Region;
+use crate::names::Region;
 
 /// What proxies must leave alone; the SDK for Rust, among others, sends even loopback requests to `HTTP_PROXY`.
 const LOOPBACK: &str = "127.0.0.1,localhost,::1";

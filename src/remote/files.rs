@@ -4,15 +4,14 @@
 
 use std::fmt::Write as _;
 
+use secrecy::SecretString;
+
 use super::{
     exports::{ConfigFiles, Environment, Settings, Shell, Token},
     install::{Content, File, FileName},
     quoted,
 };
-use crate::creds::{
-    role::{ProfileName, Region},
-    secret::BearerToken,
-};
+use crate::names::{ProfileName, Region};
 
 const CONFIG: &str = "config";
 const CREDENTIALS: &str = "credentials";
@@ -42,7 +41,8 @@ pub(crate) struct Layout<'a> {
 #[derive(Debug)]
 pub(crate) struct Grant<'a> {
     pub(crate) profile: &'a ProfileName,
-    pub(crate) token: &'a BearerToken,
+    /// What SDKs send as `Authorization`: the whole header value.
+    pub(crate) token: &'a SecretString,
     pub(crate) region: Option<&'a Region>,
     /// The output format of the profile on the laptop; anything but a plain word is left out.
     pub(crate) output: Option<&'a str>,
@@ -57,7 +57,7 @@ impl Layout<'_> {
         Environment::new(Settings {
             port: self.port,
             token: if self.token_in_environment {
-                Token::Environment(self.default.token.expose_for_token_file())
+                Token::Environment(self.default.token.clone())
             } else {
                 Token::File(&token)
             },
@@ -82,7 +82,7 @@ impl Layout<'_> {
         // The default grant's file is there with `--token env` too, for processes that no shell of ours starts.
         files.extend(std::iter::once(&self.default).chain(&self.others).map(|grant| File {
             name: token_file(grant.profile),
-            content: Content::Secret(grant.token.expose_for_token_file()),
+            content: Content::Secret(grant.token.clone()),
         }));
         files
     }
@@ -212,12 +212,12 @@ mod tests {
 
     fn with_layout<T>(name: &str, command: Option<&str>, test: impl FnOnce(&Layout<'_>) -> T) -> T {
         let (profile, other) = (profile(name), profile("other"));
-        let (token, other_token) = (BearerToken::generate().unwrap(), BearerToken::generate().unwrap());
+        let token = SecretString::from("Bearer 0123456789abcdef".to_owned());
         let region = "eu-west-1".parse().unwrap();
         test(&Layout {
             port: 4144,
             default: Grant { profile: &profile, token: &token, region: Some(&region), output: Some("json") },
-            others: vec![Grant { profile: &other, token: &other_token, region: None, output: None }],
+            others: vec![Grant { profile: &other, token: &token, region: None, output: None }],
             token_in_environment: false,
             keep_config: false,
             command,
@@ -265,7 +265,7 @@ mod tests {
                 ]
             );
             assert_eq!(text_of(&files, "credentials"), "");
-            let token = layout.default.token.expose_for_token_file();
+            let token = layout.default.token;
             assert_eq!(text_of(&files, "token-team=20a"), token.expose_secret());
             for file in files.iter().take(5) {
                 let text = text_of(&files, file.name.as_str());

@@ -21,11 +21,14 @@ use self::{
     wire::{Lines, answer, ended},
 };
 use super::{
-    Uid,
     install::{Directory, Key, Place},
-    sockets::{Call, Listening, Unproven},
+    sockets::{Call, Listening},
 };
-use crate::printable::printable;
+use crate::{
+    caller::{Uid, Unproven},
+    printable::printable,
+    random,
+};
 
 mod actor;
 mod wire;
@@ -130,9 +133,9 @@ pub(crate) struct Nonce(String);
 
 impl Nonce {
     /// Makes a nonce of 128 random bits.
-    pub(crate) fn generate() -> Result<Self, crate::creds::secret::NoRandomness> {
+    pub(crate) fn generate() -> Result<Self, random::NoRandomness> {
         let mut bytes = [0u8; 16];
-        aws_lc_rs::rand::fill(&mut bytes).map_err(|_| crate::creds::secret::NoRandomness)?;
+        random::fill(&mut bytes)?;
         Ok(Self(format!("{:032x}", u128::from_ne_bytes(bytes))))
     }
 
@@ -153,7 +156,8 @@ impl Nonce {
         )
     }
 
-    fn as_str(&self) -> &str {
+    /// Returns the nonce as text: 32 hexadecimal digits.
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

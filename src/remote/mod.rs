@@ -9,24 +9,12 @@
 //! files → callers checked, heartbeats → files removed → goodbye. When the streams end or fall silent at any
 //! point, the helper removes the files by itself.
 
-use std::fmt;
-
 pub(crate) mod exports;
 pub(crate) mod files;
 pub(crate) mod helper;
 pub(crate) mod install;
 pub(crate) mod probe;
 pub(crate) mod sockets;
-
-/// A user id on the host.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub(crate) struct Uid(pub(crate) u32);
-
-impl fmt::Display for Uid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// Returns `text` as one word of a POSIX shell's command line, whatever it holds.
 ///

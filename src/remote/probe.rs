@@ -3,7 +3,8 @@
 //! sshd only says no; the reason is in a debug message that our SSH library drops. So what else it allows is
 //! tried, and the host's listeners are read.
 
-use super::{Uid, sockets::Listening};
+use super::sockets::Listening;
+use crate::caller::Uid;
 
 /// What was tried after sshd refused the port that we want.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
-use super::Uid;
+use crate::caller::{Uid, Unproven};
 
 /// The sockets that listen on one port, on the addresses that matter: loopback and the wildcards.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -78,21 +78,6 @@ pub(crate) fn verify(listening: &Listening, our_uid: Uid) -> Result<Vec<Listener
         }
     }
     if found { Ok(neighbours) } else { Err(ListenerProblem::Nobody { port }) }
-}
-
-/// Why it is not known whose process called.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum Unproven {
-    #[error("the caller's socket is gone")]
-    Gone,
-    #[error("the caller's socket has several owners")]
-    Ambiguous,
-    #[error("the host did not say in time whose socket called")]
-    Late,
-    #[error("the helper on the host has ended")]
-    NoHelper,
-    #[error("the host does not show who owns a socket")]
-    Hidden,
 }
 
 /// Who connects from where to our port.

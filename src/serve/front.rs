@@ -13,10 +13,7 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use crate::{
-    audit::Text,
-    creds::{grant::Route, role::ProfileName},
-};
+use crate::{audit::Text, creds::grant::Route, names::ProfileName};
 
 /// The longest head, in bytes. A real one has about 250.
 pub(crate) const LONGEST_HEAD: usize = 8 * 1024;

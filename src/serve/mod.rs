@@ -25,10 +25,10 @@ use self::{
 };
 use crate::{
     audit::{AccessKeyId, Decision, Entry, Event, Text},
+    caller::{Caller, Unproven},
     creds::{
         FetchError,
         cache::Unavailable,
-        caller::{Uid, Unproven},
         grant::{Admitted, Grant, Grants, Refused, Route},
     },
 };
@@ -58,7 +58,7 @@ pub(crate) struct Endpoint {
 pub(crate) async fn connection<S, C>(stream: S, endpoint: &Endpoint, caller: C, grants: &Grants)
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    C: Future<Output = Result<Uid, Unproven>>,
+    C: Future<Output = Result<Caller, Unproven>>,
 {
     if timeout(EXCHANGE_TIMEOUT, exchange(stream, endpoint, caller, grants)).await.is_err() {
         tracing::debug!(?endpoint, "closed a connection that took too long");
@@ -68,7 +68,7 @@ where
 async fn exchange<S, C>(mut stream: S, endpoint: &Endpoint, caller: C, grants: &Grants)
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    C: Future<Output = Result<Uid, Unproven>>,
+    C: Future<Output = Result<Caller, Unproven>>,
 {
     let mut caller = pin!(caller);
     let mut proof = None;
@@ -148,11 +148,11 @@ where
 
 /// Lets in who is ours; gives the others leave to get an answer, or `None` when there are too many of them.
 fn admit<'a>(
-    proof: Result<Uid, Unproven>,
+    proof: Result<Caller, Unproven>,
     endpoint: &Endpoint,
     grants: &'a Grants,
 ) -> Option<Option<Admitted<'a>>> {
-    if proof.is_ok_and(|uid| grants.is_ours(uid)) {
+    if proof.is_ok_and(|caller| grants.is_ours(caller)) {
         return Some(None);
     }
     let admitted = grants.admit_stranger();
@@ -166,21 +166,21 @@ fn admit<'a>(
 /// What is known about a request besides what it asks for.
 struct Request<'a> {
     endpoint: &'a Endpoint,
-    proof: Result<Uid, Unproven>,
+    proof: Result<Caller, Unproven>,
     grants: &'a Grants,
 }
 
 impl Request<'_> {
     async fn answer(&self, ask: &Ask, deadline: Instant) -> Reply {
         let entry = Entry { user_agent: ask.user_agent().cloned(), ..Entry::default() };
-        let uid = match self.proof {
-            Ok(uid) => uid,
+        let caller = match self.proof {
+            Ok(caller) => caller,
             Err(unproven) => {
                 self.note(Entry { reason: Some("unproven_caller"), ..entry });
                 return Reply::unproven(unproven);
             }
         };
-        let grant = match self.grants.open(ask.route(), ask.authorization(), uid) {
+        let grant = match self.grants.open(ask.route(), ask.authorization(), caller) {
             Ok(grant) => grant,
             Err(refused) => {
                 let theft = refused == Refused::Theft;
@@ -228,16 +228,17 @@ impl Request<'_> {
 
     /// Logs the decision; it is a refusal unless it says otherwise.
     fn note(&self, entry: Entry) {
-        let uid = self.proof.ok();
+        let caller = self.proof.ok();
+        let uid = caller.and_then(Caller::uid);
         let entry = Entry {
             decision: entry.decision.or(Some(Decision::Refused)),
             originator_port: self.endpoint.originator_port,
             uid: uid.map(|uid| uid.0),
             ..entry
         };
-        match uid {
-            Some(uid) if self.grants.is_ours(uid) => self.grants.note(entry),
-            uid => self.grants.note_stranger(uid, entry),
+        match caller {
+            Some(caller) if self.grants.is_ours(caller) => self.grants.note(entry),
+            _ => self.grants.note_stranger(uid, entry),
         }
     }
 }

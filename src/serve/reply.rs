@@ -16,11 +16,10 @@ use zeroize::Zeroizing;
 
 use super::front::Refusal;
 use crate::{
+    caller::Unproven,
     clock,
-    creds::{
-        FetchError, cache::Unavailable, caller::Unproven, grant::Refused, role::AccountId,
-        secret::RoleCredentials,
-    },
+    creds::{FetchError, cache::Unavailable, grant::Refused, secret::RoleCredentials},
+    names::AccountId,
     printable,
 };
 

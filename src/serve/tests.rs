@@ -9,6 +9,7 @@ use tokio::{io::DuplexStream, sync::oneshot};
 use super::*;
 use crate::{
     audit::{Log, Memory},
+    caller::Uid,
     creds::{
         RoleSource,
         cache::Cache,
@@ -49,7 +50,7 @@ impl Lab {
     /// Sends `request` as `caller` through a pipe of `size` bytes and returns all that comes back.
     async fn send(&self, size: usize, request: &[u8], caller: Result<Uid, Unproven>) -> String {
         let (ours, theirs) = tokio::io::duplex(size);
-        let served = connection(ours, &ENDPOINT, ready(caller), &self.grants);
+        let served = connection(ours, &ENDPOINT, ready(caller.map(Caller::Uid)), &self.grants);
         tokio::join!(served, exchange_as_client(theirs, request)).1
     }
 
@@ -181,7 +182,7 @@ async fn nothing_is_answered_before_the_caller_is_proven() {
     for request in [request("/", Some(&token)), "POST / HTTP/1.1\r\n\r\n".into()] {
         let (ours, mut theirs) = tokio::io::duplex(1 << 16);
         let (prove, proven) = oneshot::channel();
-        let caller = async { proven.await.unwrap_or(Err(Unproven::Gone)) };
+        let caller = async { proven.await.unwrap_or(Err(Unproven::Gone)).map(Caller::Uid) };
         let client = async {
             theirs.write_all(request.as_bytes()).await.unwrap();
             let early = timeout(Duration::from_millis(500), theirs.read_u8()).await;
@@ -201,7 +202,9 @@ async fn an_unproven_caller_is_told_so_in_time() {
     let (token, _) = lab.add("a", HOUR);
     lab.grants.first_fetch().await;
     let request = request("/", Some(&token));
-    for unproven in [Unproven::Late, Unproven::Gone, Unproven::Unknown] {
+    for unproven in
+        [Unproven::Late, Unproven::NoHelper, Unproven::Gone, Unproven::Ambiguous, Unproven::Hidden]
+    {
         let answer = lab.send(1 << 16, request.as_bytes(), Err(unproven)).await;
         assert_eq!(status(&answer), "503");
         assert!(answer.contains(&unproven.to_string()) && !answer.contains("canary"), "{answer}");
@@ -226,7 +229,7 @@ async fn two_hundred_processes_that_start_at_once_are_one_fetch() {
     for _ in 0..200 {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let (grants, request) = (Arc::clone(&lab.grants), request("/", Some(&token)));
-        servers.spawn(async move { connection(ours, &ENDPOINT, ready(Ok(US)), &grants).await });
+        servers.spawn(async move { connection(ours, &ENDPOINT, ready(Ok(Caller::Uid(US))), &grants).await });
         clients.spawn(async move { exchange_as_client(theirs, request.as_bytes()).await });
     }
     let people = async {
@@ -308,13 +311,13 @@ async fn a_slow_client_is_cut_off() {
         assert_eq!(status(&answer), "408");
         assert!(begun.elapsed() <= Duration::from_secs(7), "{:?}", begun.elapsed());
     };
-    tokio::join!(connection(ours, &ENDPOINT, ready(Ok(US)), &lab.grants), drip, receive);
+    tokio::join!(connection(ours, &ENDPOINT, ready(Ok(Caller::Uid(US))), &lab.grants), drip, receive);
 
     // Never reads its answer.
     let (ours, mut theirs) = tokio::io::duplex(64);
     let begun = Instant::now();
     let request = request("/", Some(&token));
-    tokio::join!(connection(ours, &ENDPOINT, ready(Ok(US)), &lab.grants), async {
+    tokio::join!(connection(ours, &ENDPOINT, ready(Ok(Caller::Uid(US))), &lab.grants), async {
         theirs.write_all(request.as_bytes()).await.unwrap();
     });
     assert_eq!(begun.elapsed(), EXCHANGE_TIMEOUT);
@@ -333,7 +336,7 @@ async fn a_client_that_says_it_has_nothing_more_to_send_is_answered() {
         theirs.read_to_string(&mut answer).await.unwrap();
         assert_eq!(status(&answer), "200");
     };
-    tokio::join!(connection(ours, &ENDPOINT, ready(Ok(US)), &lab.grants), client);
+    tokio::join!(connection(ours, &ENDPOINT, ready(Ok(Caller::Uid(US))), &lab.grants), client);
 }
 
 #[tokio::test(start_paused = true)]
@@ -384,7 +387,9 @@ async fn a_thousand_neighbours_cannot_keep_us_from_our_user() {
     for _ in 0..1000 {
         let (ours, theirs) = tokio::io::duplex(64);
         let grants = Arc::clone(&lab.grants);
-        servers.spawn(async move { connection(ours, &ENDPOINT, ready(Ok(NEIGHBOUR)), &grants).await });
+        servers.spawn(async move {
+            connection(ours, &ENDPOINT, ready(Ok(Caller::Uid(NEIGHBOUR))), &grants).await
+        });
         held.push(theirs);
     }
     for _ in 0..1000 - 8 {

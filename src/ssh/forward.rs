@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -61,13 +62,13 @@ pub(crate) struct Arrival {
     pub(crate) stream: Stream,
     /// To be driven in the same task: `join!(pump, serve)`. It holds this connection's place among the open ones.
     pub(crate) pump: Pump,
-    /// The port that the connection came from; `None` on a unix socket.
-    pub(crate) originator_port: Option<u16>,
+    /// Where the connection came from; `None` on a unix socket, or where the server did not say.
+    pub(crate) originator: Option<SocketAddr>,
 }
 
 impl std::fmt::Debug for Arrival {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Arrival").field("originator_port", &self.originator_port).finish_non_exhaustive()
+        f.debug_struct("Arrival").field("originator", &self.originator).finish_non_exhaustive()
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -214,7 +215,7 @@ impl Handler {
     async fn judge(
         &self,
         judgement: Judgement,
-        originator_port: Option<u16>,
+        originator: Option<SocketAddr>,
         channel: Channel<Msg>,
         reply: ChannelOpenHandle,
     ) {
@@ -237,7 +238,7 @@ impl Handler {
         let (stream, pump) = Pump::stream(outward, permit);
         // Into russh's own queue, which is emptied before anything else is sent: this does not wait.
         reply.accept().await;
-        drop(place.send(Arrival { stream, pump, originator_port }));
+        drop(place.send(Arrival { stream, pump, originator }));
     }
 
     async fn punish(&self, what: String, fatal: bool, reply: ChannelOpenHandle) {
@@ -410,9 +411,14 @@ impl russh::client::Handler for Handler {
         _: &mut Session,
     ) -> Result<(), Failure> {
         let judgement = self.shared.forwards.tcp(connected_address, connected_port, originator_address);
-        let port = u16::try_from(originator_port).ok().filter(|port| *port != 0);
-        // The port is how the helper finds the uid of the caller; without one there is no proof, so 0 stays 0.
-        self.judge(judgement, Some(port.unwrap_or_default()), channel, reply).await;
+        // The address is how the helper finds the uid of the caller; without one there is no proof. A v4-mapped one,
+        // as a dual-stack client has it, is the IPv4 connection that it is.
+        let originator = originator_address
+            .parse::<IpAddr>()
+            .ok()
+            .zip(u16::try_from(originator_port).ok().filter(|port| *port != 0))
+            .map(|(address, port)| SocketAddr::new(address.to_canonical(), port));
+        self.judge(judgement, originator, channel, reply).await;
         Ok(())
     }
 

@@ -1,16 +1,17 @@
 //! A client connection to one host; knows nothing of AWS or HTTP.
 
-pub(crate) mod config;
-pub(crate) mod known_hosts;
 mod agent;
 pub(crate) mod algorithms;
 pub(crate) mod auth;
+pub(crate) mod config;
 pub(crate) mod dial;
 pub(crate) mod error;
 pub(crate) mod forward;
 pub(crate) mod handler;
+pub(crate) mod host_keys;
 mod identity;
 pub(crate) mod inbox;
+pub(crate) mod known_hosts;
 #[cfg(test)]
 mod peer;
 pub(crate) mod process;

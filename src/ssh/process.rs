@@ -335,7 +335,7 @@ fn nameless_file() -> io::Result<File> {
             return Ok(fd.into());
         }
         let mut random = [0; 16];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_| io::Error::other("no random bytes"))?;
+        crate::random::fill(&mut random).map_err(io::Error::other)?;
         let path = format!("{directory}/.broker-{:032x}", u128::from_ne_bytes(random));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let opened = rustix::fs::open(&path, flags, mode).and_then(|fd| {

@@ -113,7 +113,7 @@ async fn a_forward_is_refused_in_words_and_a_chosen_port_is_told() {
     assert_eq!(port, 40001);
     let mut channel = connects(&server, 40001, "::ffff:127.0.0.1").await.unwrap();
     let arrival = soon(forward.arrivals.recv()).await.unwrap();
-    assert_eq!(arrival.originator_port, Some(50000));
+    assert_eq!(arrival.originator, Some("127.0.0.1:50000".parse().unwrap()));
     assert!(session.cancel(forward).await);
     assert!(connects(&server, 40001, "127.0.0.1").await.is_err(), "cancelled");
     drop(arrival);
@@ -146,7 +146,7 @@ async fn a_client_that_closes_its_writing_half_first_gets_its_answer() {
     let mut forward = session.forward_streamlocal("/run/user/1/s").await.unwrap();
     let mut channel = soon(server.handle.channel_open_forwarded_streamlocal("/run/user/1/s")).await.unwrap();
     let arrival = soon(forward.arrivals.recv()).await.unwrap();
-    assert_eq!(arrival.originator_port, None);
+    assert_eq!(arrival.originator, None);
     let asks = async {
         channel.data_bytes(vec![b'x'; 100_000]).await.unwrap();
         channel.eof().await.unwrap();

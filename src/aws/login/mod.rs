@@ -126,6 +126,6 @@ fn random_text<const BYTES: usize>() -> Result<secrecy::SecretString, LoginError
     use base64::Engine as _;
 
     let mut bytes = zeroize::Zeroizing::new([0u8; BYTES]);
-    aws_lc_rs::rand::fill(bytes.as_mut_slice()).map_err(|_| LoginError::NoRandomness)?;
+    crate::random::fill(bytes.as_mut_slice()).map_err(|_| LoginError::NoRandomness)?;
     Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes.as_slice()).into())
 }

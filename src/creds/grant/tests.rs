@@ -38,7 +38,7 @@ impl Lab {
     }
 
     fn open(&self, route: &Route, token: Option<&[u8]>, caller: Uid) -> Result<String, Refused> {
-        self.grants.open(route, token, caller).map(|grant| grant.profile.to_string())
+        self.grants.open(route, token, Caller::Uid(caller)).map(|grant| grant.profile.to_string())
     }
 }
 
@@ -103,7 +103,7 @@ async fn what_is_revoked_opens_nothing_and_has_no_heir() {
     let mut lab = lab();
     let (a, _) = lab.add("a", HOUR);
     let (b, _) = lab.add("b", HOUR);
-    let under_way = lab.grants.open(&Route::Default, Some(&a), US).unwrap();
+    let under_way = lab.grants.open(&Route::Default, Some(&a), Caller::Uid(US)).unwrap();
     assert!(lab.grants.revoke(&"a".parse().unwrap()));
     assert!(!lab.grants.revoke(&"a".parse().unwrap()));
     assert!(under_way.is_revoked());

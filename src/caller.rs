@@ -16,16 +16,41 @@ impl fmt::Display for Uid {
 
 impl Public for Uid {}
 
-/// Why the host could not say whose connection this is. The answer is never to go on without knowing.
+/// Who is asking, as far as it is checked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Caller {
+    /// A process of this user.
+    Uid(Uid),
+    /// Somebody on a host whose users are all trusted (`--trust-host-users`).
+    Trusted,
+}
+
+impl Caller {
+    /// Returns the uid, where it is known.
+    pub(crate) fn uid(self) -> Option<Uid> {
+        match self {
+            Self::Uid(uid) => Some(uid),
+            Self::Trusted => None,
+        }
+    }
+}
+
+/// Why it is not known whose connection this is. The answer is never to go on without knowing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum Unproven {
     /// No answer within the time that a request has.
     #[error("the host did not say in time which user is asking")]
     Late,
-    /// The helper on the host is not there, or is being started again.
+    /// The helper on the host has ended.
     #[error("the helper on the host that tells which user is asking is not running")]
-    Gone,
+    NoHelper,
     /// The host knows no such connection; most often the caller has closed it already.
     #[error("the host does not know the connection that this request came from")]
-    Unknown,
+    Gone,
+    /// The host names more than one owner.
+    #[error("the connection that this request came from has several owners")]
+    Ambiguous,
+    /// There is no `/proc/net/tcp`, or it cannot be read.
+    #[error("the host does not show who owns a connection")]
+    Hidden,
 }

@@ -1,0 +1,521 @@
+//! `broker connect`: the main job, from the words on the command line to the last line on stderr.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use clap::{Args, ValueEnum};
+use tokio::{sync::oneshot, task::JoinSet};
+
+use super::{
+    Output, console,
+    failure::{Failure, Kind},
+    login, stop_signal,
+    terminal::Terminal,
+    with_ticks,
+};
+use crate::{
+    audit,
+    aws::{
+        client::Endpoints,
+        profile::Source,
+        session::{IdentityError, LoginPolicy, SsoSessionState, SsoSource},
+    },
+    clock::Clock,
+    config::{self, Environment, Flags, Job, Plan},
+    creds::{
+        FetchError,
+        cache::Cache,
+        grant::{Grant, Grants},
+        secret::BearerToken,
+    },
+    human::Human,
+    remote::exports::Shell,
+    ssh::host_keys::{self, KnownHostKeys},
+    tunnel::{self, Event, Inputs, Step, Tunnel},
+};
+
+/// Connect to a host and let the AWS SDKs there use a role of yours.
+///
+/// Signs in to IAM Identity Center if needed, connects by SSH, opens a reverse tunnel on 127.0.0.1:4144 of the
+/// host that ends in this process, and starts your login shell there with the AWS variables set. Role credentials
+/// stay in memory and are renewed here; the host gets a token file in a private directory on tmpfs, which goes
+/// away with the connection. When this process ends, access ends.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  broker connect ada@bastion -p deploy                a shell on bastion, with AWS credentials
+  broker connect bastion -p deploy -- aws s3 ls       one command; its exit status is ours
+  eval \"$(broker connect bastion -p deploy -N)\"       (on bastion) needs -N's output, see below
+  broker connect bastion -p deploy -p audit -N        tunnel only; prints the exports for the host
+
+To undo: leave the shell, or end broker. Nothing stays on the host.")]
+pub(super) struct Arguments {
+    /// The host: [USER@]HOST[:PORT], ssh://[USER@]HOST[:PORT], or an alias from ssh_config
+    #[arg(value_name = "[USER@]HOST[:PORT]", required = true, num_args = 1..)]
+    hosts: Vec<String>,
+
+    /// A command for the login shell of the host, as with ssh
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+
+    /// Profile from ~/.aws/config to serve; repeat for more, the first is the default role
+    #[arg(short, long = "profile", value_name = "NAME")]
+    profiles: Vec<String>,
+
+    /// Port on the host; `auto` is 4144, or a port of your own where another user has that
+    #[arg(short = 'R', long, value_name = "PORT|auto", default_value = "auto", value_parser = remote_port)]
+    remote_port: RemotePort,
+
+    /// Open the tunnel only: print the exports for the host on stdout and stay until stopped
+    #[arg(short = 'N', long, conflicts_with = "command")]
+    no_shell: bool,
+
+    /// Language of the exports that -N prints (default: the login shell of the host)
+    #[arg(long, value_name = "SHELL", requires = "no_shell")]
+    print_env: Option<ShellArgument>,
+
+    /// SSH port of the host
+    #[arg(short = 'P', long, value_name = "PORT")]
+    port: Option<u16>,
+
+    /// User name on the host
+    #[arg(short = 'l', long, value_name = "USER")]
+    login_name: Option<String>,
+
+    /// Private key to authenticate with; repeat for more
+    #[arg(short = 'i', long = "identity", value_name = "FILE")]
+    identities: Vec<PathBuf>,
+
+    /// ssh_config to read instead of ~/.ssh/config and /etc/ssh/ssh_config, or `none`
+    #[arg(short = 'F', long = "ssh-config", value_name = "FILE")]
+    ssh_config: Option<PathBuf>,
+
+    /// An ssh_config setting that wins over the files, as `-o` of ssh
+    #[arg(short = 'o', long = "ssh-option", value_name = "KEY=VALUE", value_parser = ssh_option)]
+    ssh_options: Vec<(String, String)>,
+
+    /// Use IPv4 only
+    #[arg(short = '4', conflicts_with = "inet6")]
+    inet4: bool,
+
+    /// Use IPv6 only
+    #[arg(short = '6')]
+    inet6: bool,
+
+    /// The only key that the host may have; known_hosts is not asked
+    #[arg(long, value_name = "SHA256:…")]
+    host_key: Option<String>,
+
+    /// Ask for a terminal even with a command
+    #[arg(short = 't', long = "tty", conflicts_with = "no_tty")]
+    tty: bool,
+
+    /// Ask for no terminal even for a shell
+    #[arg(short = 'T', long = "no-tty")]
+    no_tty: bool,
+
+    /// Where the token lies on the host: a file, or the environment for SDKs older than November 2023
+    #[arg(long, value_name = "WHERE", default_value = "file")]
+    token: TokenArgument,
+
+    /// Serve although the uid of callers cannot be checked: every user of the host who gets the token is served
+    #[arg(long)]
+    trust_host_users: bool,
+
+    /// A further uid on the host that may ask, such as 0 for sudo; repeat for more
+    #[arg(long = "allow-uid", value_name = "UID")]
+    allow_uids: Vec<u32>,
+
+    /// Sign in with a code on another device instead of a browser here
+    #[arg(long)]
+    device_code: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum RemotePort {
+    Auto,
+    Exactly(u16),
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ShellArgument {
+    /// POSIX sh
+    Sh,
+    /// bash
+    Bash,
+    /// zsh
+    Zsh,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum TokenArgument {
+    /// A 0600 file that goes away with the connection
+    File,
+    /// AWS_CONTAINER_AUTHORIZATION_TOKEN, which every child process inherits
+    Env,
+}
+
+fn remote_port(text: &str) -> Result<RemotePort, String> {
+    match text {
+        "auto" => Ok(RemotePort::Auto),
+        "0" => Err("port 0 would change at every reconnect; use `auto`".to_owned()),
+        text => {
+            text.parse().map(RemotePort::Exactly).map_err(|_| "not a port (1 to 65535) or `auto`".to_owned())
+        }
+    }
+}
+
+fn ssh_option(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .or_else(|| text.split_once(char::is_whitespace))
+        .ok_or_else(|| "expected KEY=VALUE".to_owned())?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+impl Arguments {
+    /// Whether a remote shell or command decides the exit status.
+    pub(super) fn is_remote(&self) -> bool {
+        !self.no_shell
+    }
+
+    fn flags(self, batch: bool) -> Result<Flags, Failure> {
+        let mut hosts = self.hosts.into_iter();
+        let host = hosts.next().unwrap_or_default();
+        if let Some(second) = hosts.next() {
+            return Err(Failure::new(
+                Kind::Usage,
+                format!("`{second}` is a second host, and one tunnel leads to one host"),
+            )
+            .with_hint(Some(format!("to run `{second}` on {host}, put `--` before it"))));
+        }
+        Ok(Flags {
+            host,
+            profiles: self.profiles,
+            remote_port: match self.remote_port {
+                RemotePort::Auto => None,
+                RemotePort::Exactly(port) => Some(port),
+            },
+            ssh_port: self.port,
+            login_name: self.login_name,
+            identity_files: self.identities,
+            ssh_config: self.ssh_config,
+            ssh_options: self.ssh_options,
+            inet4: self.inet4,
+            inet6: self.inet6,
+            host_key: self.host_key,
+            no_shell: self.no_shell,
+            print_env: self.print_env.map(|shell| match shell {
+                ShellArgument::Sh => Shell::Sh,
+                ShellArgument::Bash => Shell::Bash,
+                ShellArgument::Zsh => Shell::Zsh,
+            }),
+            command: self.command,
+            request_tty: match (self.tty, self.no_tty) {
+                (true, _) => Some(true),
+                (_, true) => Some(false),
+                _ => None,
+            },
+            token_in_environment: self.token == TokenArgument::Env,
+            trust_host_users: self.trust_host_users,
+            allow_uids: self.allow_uids,
+            batch,
+        })
+    }
+}
+
+/// Runs `broker connect`: resolve, sign in, first credentials, tunnel, job, stop.
+pub(super) async fn run(
+    arguments: Arguments,
+    output: &Output,
+    environment: &Environment,
+    terminal: &Arc<Terminal>,
+) -> Result<ExitCode, Failure> {
+    let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
+    let clock = Clock::system();
+    let device_code = arguments.device_code;
+
+    // 1. Everything that can be wrong without a network.
+    let plan = config::plan(arguments.flags(output.batch)?, environment).map_err(usage)?;
+    let endpoints = environment.endpoints().map_err(|e| usage(e.into()))?;
+    for warning in &plan.warnings {
+        terminal.warning(warning);
+    }
+    let human = Arc::clone(terminal) as Arc<dyn Human>;
+    let host_keys = KnownHostKeys::load(&plan.target, Arc::clone(&human)).map_err(host_key)?;
+
+    let path = environment.state_directory().join("audit.log");
+    let (log, audit) = match audit::open(&path, clock.clone()) {
+        Ok((log, audit)) => (log, Some(audit)),
+        Err(e) => {
+            terminal.warning(&format!("decisions are not logged: {}", chain(&e)));
+            (audit::discard(clock.clone()), None)
+        }
+    };
+    let grants = Grants::new(log.for_host(&plan.target.original));
+    let mut background = JoinSet::new();
+    let (stop_writing, written) = oneshot::channel::<()>();
+    if let Some(audit) = audit {
+        let terminal = Arc::clone(terminal);
+        background.spawn(async move {
+            let warn =
+                |e: &audit::Error| terminal.warning(&format!("decisions are not logged: {}", chain(e)));
+            drop(audit.run(async { drop(written.await) }, warn).await);
+        });
+    }
+    let (stop_refreshing, refreshed) = oneshot::channel::<()>();
+    let refreshing = Arc::clone(&grants);
+    background.spawn(async move { refreshing.run(async { drop(refreshed.await) }).await });
+
+    let identity = Identity::new(&plan, environment, &endpoints, &clock);
+    let policy = Login { terminal, batch: output.batch, device_code };
+    let observer = {
+        let terminal = Arc::clone(terminal);
+        Arc::new(move |event| terminal.event(&event)) as tunnel::Observer
+    };
+    let outcome = async {
+        let mut stop = std::pin::pin!(stop);
+        let start = async {
+            // 2. and 3. Who we are, and the first credentials of every role, before any host sees us.
+            identity.sign_in(&policy).await?;
+            identity.grant(&plan, &grants, clock.clone())?;
+            identity.first_credentials(&grants, &policy).await?;
+            // 4. to 6. The tunnel, and only then what lies on the host.
+            let inputs = Inputs {
+                target: plan.target.clone(),
+                options: plan.options,
+                command: match &plan.job {
+                    Job::Command { line, .. } => Some(line.clone()),
+                    Job::Shell { .. } | Job::Exports { .. } => None,
+                },
+                allow_uids: plan.allow_uids.clone(),
+                grants: Arc::clone(&grants),
+                host_keys: Arc::new(host_keys),
+                human,
+                log: log.for_host(&plan.target.original),
+                observer,
+            };
+            Tunnel::start(inputs).await.map_err(tunnel_failure)
+        };
+        let mut tunnel = tokio::select! {
+            started = with_ticks(terminal, Box::pin(start)) => started?,
+            _ = &mut stop => return Err(interrupted()),
+        };
+        // 7. The shell, the command, or the exports.
+        let (ended, reason) = tokio::select! {
+            ended = Box::pin(job(&plan, &mut tunnel, environment, terminal)) => match &ended {
+                Ok(_) => (ended, "the remote side ended".to_owned()),
+                Err(failure) => { let reason = failure.to_string(); (ended, reason) }
+            },
+            _ = &mut stop => (Err(interrupted()), "stopped".to_owned()),
+        };
+        // 8. A second signal does not wait for a host that may not answer.
+        terminal.restore();
+        let impatient = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
+        tokio::select! {
+            () = tunnel.stop(&reason) => {}
+            _ = impatient => {}
+        }
+        ended
+    }
+    .await;
+
+    grants.revoke_all();
+    drop((stop_refreshing, stop_writing));
+    let finish = async { while background.join_next().await.is_some() {} };
+    // Part of the two seconds that a stop may take; what is not written by then is on a disk that does not answer.
+    drop(tokio::time::timeout(FINISH_TIMEOUT, finish).await);
+    outcome
+}
+
+/// Runs what the tunnel is for, until it ends or the tunnel is lost.
+async fn job(
+    plan: &Plan,
+    tunnel: &mut Tunnel,
+    environment: &Environment,
+    terminal: &Terminal,
+) -> Result<ExitCode, Failure> {
+    let host = &plan.target.original;
+    let term = environment.get("TERM");
+    let started = match &plan.job {
+        Job::Exports { shell } => {
+            let exports = tunnel.exports(*shell);
+            terminal.data(&exports).map_err(|e| Failure::new(Kind::Failed, e))?;
+            let lost = tunnel.during(std::future::pending::<ExitCode>()).await;
+            return lost.map_err(|e| tunnel_failure(e.into()));
+        }
+        Job::Shell { tty } => {
+            let pty = tty.unwrap_or_else(console::stdin_is_terminal).then(|| console::pty(term));
+            tunnel.shell(pty.as_ref()).await
+        }
+        Job::Command { tty, .. } => tunnel.command(tty.then(|| console::pty(term)).as_ref()).await,
+    };
+    let (process, pump) = started.map_err(tunnel_failure)?;
+    let ran = tunnel.during(console::run(terminal, process, pump)).await;
+    let outcome = ran.map_err(|e| tunnel_failure(e.into()))?.map_err(|e| Failure::new(Kind::Failed, e))?;
+    console::exit_code(outcome, host)
+}
+
+/// How a person may sign in.
+struct Login<'a> {
+    terminal: &'a Terminal,
+    batch: bool,
+    device_code: bool,
+}
+
+impl Login<'_> {
+    fn policy(&self) -> LoginPolicy<'_> {
+        if self.batch {
+            LoginPolicy::Never
+        } else {
+            LoginPolicy::With { human: self.terminal, method: login::method(self.device_code, self.terminal) }
+        }
+    }
+}
+
+/// The sessions of Identity Center that the profiles of one tunnel need.
+struct Identity {
+    sessions: Vec<Arc<SsoSessionState>>,
+}
+
+impl Identity {
+    fn new(plan: &Plan, environment: &Environment, endpoints: &Endpoints, clock: &Clock) -> Self {
+        let mut sessions: Vec<Arc<SsoSessionState>> = Vec::new();
+        for profile in &plan.profiles {
+            let Source::Sso(role) = &profile.source;
+            if !sessions.iter().any(|known| *known.session() == role.session) {
+                let session = role.session.clone();
+                let state = SsoSessionState::new(session, &environment.home, endpoints, clock.clone());
+                sessions.push(Arc::new(state));
+            }
+        }
+        Self { sessions }
+    }
+
+    async fn sign_in(&self, login: &Login<'_>) -> Result<(), Failure> {
+        for session in &self.sessions {
+            let subject = session.session().to_string();
+            login.terminal.event(&Event::Started { step: Step::SignIn, subject: subject.clone() });
+            session.ensure(login.policy()).await.map_err(identity)?;
+            login.terminal.event(&Event::Done { step: Step::SignIn, subject });
+        }
+        Ok(())
+    }
+
+    fn grant(&self, plan: &Plan, grants: &Grants, clock: Clock) -> Result<(), Failure> {
+        for profile in &plan.profiles {
+            let Source::Sso(role) = &profile.source;
+            let Some(session) = self.sessions.iter().find(|known| *known.session() == role.session) else {
+                continue;
+            };
+            let source = SsoSource::new(profile.name.clone(), role, Arc::clone(session));
+            let grant = Grant::new(
+                profile.name.clone(),
+                Some(role.role.clone()),
+                profile.region.clone(),
+                profile.output.clone(),
+                BearerToken::generate().map_err(|e| Failure::new(Kind::Failed, e))?,
+                Cache::new(Arc::new(source), clock.clone()),
+            );
+            grants.add(grant).map_err(|e| Failure::new(Kind::Failed, e))?;
+        }
+        Ok(())
+    }
+
+    async fn first_credentials(&self, grants: &Grants, login: &Login<'_>) -> Result<(), Failure> {
+        let roles: Vec<String> =
+            grants.list().iter().filter_map(|grant| Some(grant.role.as_ref()?.to_string())).collect();
+        let subject = roles.join(", ");
+        login.terminal.event(&Event::Started { step: Step::Credentials, subject: subject.clone() });
+        let mut fetched = grants.first_fetch().await;
+        let dead = |(_, result): &(_, Result<_, Arc<FetchError>>)| matches!(result, Err(e) if matches!(**e, FetchError::LoginNeeded { .. }));
+        if !login.batch && fetched.iter().any(dead) {
+            // The token looked valid, but AWS had ended the session.
+            self.sign_in(login).await?;
+            grants.poke();
+            fetched = grants.first_fetch().await;
+        }
+        let mut failures = fetched.into_iter().filter_map(|(profile, result)| Some((profile, result.err()?)));
+        let Some((profile, error)) = failures.next() else {
+            login.terminal.event(&Event::Done { step: Step::Credentials, subject });
+            return Ok(());
+        };
+        for (profile, error) in failures {
+            login.terminal.warning(&format!("profile `{profile}`: {error}"));
+        }
+        let (kind, hint) = match &*error {
+            FetchError::LoginNeeded { .. } => (Kind::LoginNeeded, None),
+            FetchError::Denied { .. } => (
+                Kind::RoleDenied,
+                Some(format!(
+                    "check account and role of profile `{profile}`, or ask who manages access in AWS"
+                )),
+            ),
+            FetchError::Transient { .. } => (Kind::Failed, Some("try again in a moment".to_owned())),
+        };
+        Err(Failure::new(kind, NoCredentials { profile: profile.to_string(), source: error }).with_hint(hint))
+    }
+}
+
+/// The first fetch of one profile failed.
+#[derive(Debug, thiserror::Error)]
+#[error("no credentials for profile `{profile}`")]
+struct NoCredentials {
+    profile: String,
+    #[source]
+    source: Arc<FetchError>,
+}
+
+/// Returns a mistake in what was asked for or configured.
+pub(super) fn usage(error: config::Error) -> Failure {
+    let hint = error.hint();
+    Failure::new(Kind::Usage, error).with_hint(hint)
+}
+
+/// Returns why there is no identity.
+pub(super) fn identity(error: IdentityError) -> Failure {
+    let kind = match &error {
+        IdentityError::LoginNeeded { .. } | IdentityError::Login { .. } => Kind::LoginNeeded,
+        IdentityError::Transient { .. } => Kind::Failed,
+    };
+    let hint = error.hint();
+    Failure::new(kind, error).with_hint(hint)
+}
+
+fn host_key(error: host_keys::Refused) -> Failure {
+    let hint = error.hint();
+    Failure::new(Kind::HostKeyRefused, error).with_hint(hint)
+}
+
+fn tunnel_failure(error: tunnel::Error) -> Failure {
+    use crate::ssh::error::Error as Ssh;
+    let kind = match &error {
+        tunnel::Error::Ssh(Ssh::HostKey(_)) => Kind::HostKeyRefused,
+        tunnel::Error::Ssh(Ssh::ForwardRefused(_) | Ssh::ChannelRefused(_))
+        | tunnel::Error::Forward { .. }
+        | tunnel::Error::Helper { .. }
+        | tunnel::Error::CannotCheckCallers { .. }
+        | tunnel::Error::Listener { .. }
+        | tunnel::Error::SelfTest { .. } => Kind::ForwardRefused,
+        tunnel::Error::Ssh(_) | tunnel::Error::Lost(_) => Kind::Unreachable,
+        tunnel::Error::NoRandomness(_) => Kind::Failed,
+    };
+    let hint = error.hint();
+    Failure::new(kind, error).with_hint(hint)
+}
+
+fn interrupted() -> Failure {
+    Failure::new(Kind::Interrupted, "interrupted")
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+/// For the last refresh token and the last audit lines to reach the disk.
+const FINISH_TIMEOUT: Duration = Duration::from_millis(1200);

@@ -1,0 +1,83 @@
+//! `broker login`: sign in to IAM Identity Center, so that tunnels and the AWS CLI have a token.
+
+use std::{process::ExitCode, sync::Arc};
+
+use clap::Args;
+
+use super::{
+    failure::{Failure, Kind},
+    stop_signal,
+    terminal::Terminal,
+    with_ticks,
+};
+use crate::{
+    aws::{
+        login::LoginMethod,
+        profile::{Profiles, Source, SsoSession},
+        session::SsoSessionState,
+    },
+    clock::Clock,
+    config::{self, Environment},
+    tunnel::{Event, Step},
+};
+
+/// Sign in to IAM Identity Center.
+///
+/// The token goes to ~/.aws/sso/cache, where the AWS CLI and the SDKs look for it too; `aws sso logout` removes it.
+/// Tunnels that wait for a login go on by themselves.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  broker login\n  broker login -p deploy --device-code")]
+pub(super) struct Arguments {
+    /// Sign in to the session of this profile (default: AWS_PROFILE, then the default or only profile)
+    #[arg(short, long, value_name = "NAME")]
+    profile: Option<String>,
+
+    /// Sign in to this session of ~/.aws/config
+    #[arg(long, value_name = "NAME", conflicts_with = "profile")]
+    sso_session: Option<String>,
+
+    /// Show a code to type on another device instead of opening a browser here
+    #[arg(long)]
+    device_code: bool,
+}
+
+/// Runs `broker login`.
+pub(super) async fn run(
+    arguments: &Arguments,
+    environment: &Environment,
+    terminal: &Arc<Terminal>,
+) -> Result<ExitCode, Failure> {
+    let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
+    let session = session(arguments, environment).map_err(super::connect::usage)?;
+    let endpoints = environment.endpoints().map_err(|e| super::connect::usage(e.into()))?;
+    let subject = session.to_string();
+    let state = SsoSessionState::new(session, &environment.home, &endpoints, Clock::system());
+    let method = method(arguments.device_code, terminal);
+    terminal.event(&Event::Started { step: Step::SignIn, subject: subject.clone() });
+    let login = with_ticks(terminal, state.login(terminal.as_ref(), method));
+    tokio::select! {
+        done = login => done.map_err(super::connect::identity)?,
+        _ = stop => return Err(Failure::new(Kind::Interrupted, "interrupted")),
+    }
+    terminal.event(&Event::Done { step: Step::SignIn, subject });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the session to sign in to.
+fn session(arguments: &Arguments, environment: &Environment) -> Result<SsoSession, config::Error> {
+    if let Some(name) = &arguments.sso_session {
+        return Ok(Profiles::load(&environment.aws_files())?.sso_session(name)?);
+    }
+    let named: Vec<String> = arguments.profile.iter().cloned().collect();
+    let profiles = config::profiles(&named, environment)?;
+    // One name, or the one that is meant without a name: there is always a first.
+    match profiles.into_iter().next().map(|profile| profile.source) {
+        Some(Source::Sso(role)) => Ok(role.session),
+        None => Err(config::Error::NoProfile { path: environment.aws_files().config, known: Vec::new() }),
+    }
+}
+
+/// Returns how to sign in: in a browser here if there can be one.
+pub(super) fn method(device_code: bool, terminal: &Terminal) -> LoginMethod {
+    if device_code || !terminal.has_browser() { LoginMethod::DeviceCode } else { LoginMethod::Browser }
+}

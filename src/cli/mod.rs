@@ -1,0 +1,246 @@
+//! The command line: one file per command, and the two ways in which anything is said ([`terminal`], [`failure`]).
+
+mod connect;
+mod console;
+pub(crate) mod failure;
+mod login;
+pub(crate) mod terminal;
+
+use std::{ffi::OsString, future::Future, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::{
+    failure::{Failure, Kind},
+    terminal::{Color, LogFormat, Style, Terminal},
+};
+use crate::{clock::Clock, config::Environment};
+
+/// Gives AWS SDKs on a machine that you reach by SSH short-lived credentials, and leaves nothing there.
+#[derive(Debug, Parser)]
+#[command(name = "broker", version, help_expected = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Connect(Box<connect::Arguments>),
+    Login(login::Arguments),
+}
+
+/// How we talk; the same for every command.
+#[derive(Args, Clone, Debug)]
+struct Output {
+    /// Ask nothing: a login, a new host key or a passphrase that is needed is an error
+    #[arg(long, global = true)]
+    batch: bool,
+
+    /// Write messages to stderr as text or as one JSON object per line
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormatArgument,
+
+    /// Use colour
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    color: ColorArgument,
+
+    /// Log what happens inside to stderr; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    /// Say only what needs attention
+    #[arg(short, long, global = true)]
+    quiet: bool,
+
+    /// Print the sign-in address instead of opening a browser
+    #[arg(long, global = true)]
+    no_browser: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormatArgument {
+    /// Lines for people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ColorArgument {
+    /// Even into a pipe
+    Always,
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Never
+    Never,
+}
+
+/// Parses `arguments`, runs the command, says what went wrong, returns the exit code.
+pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are data and go to stdout; usage errors are for people. A closed pipe is no news.
+            drop(e.print());
+            return ExitCode::from(if e.use_stderr() { Kind::Usage.code() } else { 0 });
+        }
+    };
+    let environment = match Environment::capture() {
+        Ok(environment) => environment,
+        Err(e) => {
+            let terminal = Terminal::new(style(&cli.output, None), Clock::system());
+            let hint = e.hint();
+            let failure = Failure::new(Kind::Failed, e).with_hint(hint);
+            terminal.failure(&failure, false);
+            return failure.exit_code(false);
+        }
+    };
+    harden();
+    log(&cli.output);
+    let terminal =
+        std::sync::Arc::new(Terminal::new(style(&cli.output, Some(&environment)), Clock::system()));
+    let remote = matches!(&cli.command, Command::Connect(arguments) if arguments.is_remote());
+
+    // One thread: fastest and smallest as measured, so every await has its deadline and nothing blocks here.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            let failure = Failure::new(Kind::Failed, e);
+            terminal.failure(&failure, remote);
+            return failure.exit_code(remote);
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Connect(arguments) => {
+                connect::run(*arguments, &cli.output, &environment, &terminal).await
+            }
+            Command::Login(arguments) => login::run(&arguments, &environment, &terminal).await,
+        }
+    });
+    // A thread that still waits for a key or a full pipe must not hold us.
+    runtime.shutdown_background();
+    terminal.restore();
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => {
+            terminal.failure(&failure, remote);
+            failure.exit_code(remote)
+        }
+    }
+}
+
+fn style(output: &Output, environment: Option<&Environment>) -> Style {
+    let get = |name: &str| environment.and_then(|e| e.get(name)).map(str::to_owned);
+    Style {
+        format: match output.log_format {
+            LogFormatArgument::Text => LogFormat::Text,
+            LogFormatArgument::Json => LogFormat::Json,
+        },
+        color: match output.color {
+            ColorArgument::Always => Color::Always,
+            ColorArgument::Auto => Color::Auto,
+            ColorArgument::Never => Color::Never,
+        },
+        no_color: get("NO_COLOR").is_some() || get("TERM").as_deref() == Some("dumb"),
+        quiet: output.quiet,
+        batch: output.batch,
+        browser: browser(output, get),
+    }
+}
+
+/// Returns what opens a URL here; over SSH, or without a display, a browser would open where nobody looks.
+fn browser(output: &Output, get: impl Fn(&str) -> Option<String>) -> Option<String> {
+    if output.no_browser {
+        return None;
+    }
+    if let Some(named) = get("BROWSER") {
+        return Some(named);
+    }
+    if cfg!(target_os = "macos") {
+        return Some("open".to_owned());
+    }
+    let here = get("SSH_CONNECTION").is_none() && get("SSH_TTY").is_none();
+    let display = get("DISPLAY").is_some() || get("WAYLAND_DISPLAY").is_some();
+    (here && display).then(|| "xdg-open".to_owned())
+}
+
+/// Makes it harder to read our memory: no core dumps, no ptrace by other processes of this user.
+fn harden() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    // Refused by some sandboxes; the rest of what we do for secrets does not depend on it.
+    drop(set_dumpable_behavior(DumpableBehavior::NotDumpable));
+    drop(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }));
+}
+
+/// Sends our own log lines to stderr under `-v`. Other crates' lines stay out: some print requests at debug level.
+fn log(output: &Output) {
+    let level = match output.verbose {
+        0 => return,
+        1 => "broker=debug",
+        _ => "broker=trace,russh=info",
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(level))
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
+    // Fails only when a subscriber is there already, which then gets the lines.
+    match output.log_format {
+        LogFormatArgument::Text => drop(builder.try_init()),
+        LogFormatArgument::Json => drop(builder.json().try_init()),
+    }
+}
+
+/// A signal that ends us.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stop {
+    Interrupt,
+    Terminate,
+    HangUp,
+}
+
+/// Returns a future of the first signal that ends us. Signals are watched from this call on, not from the first poll.
+fn stop_signal() -> std::io::Result<impl Future<Output = Stop>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => Stop::Interrupt,
+            _ = terminate.recv() => Stop::Terminate,
+            _ = hang_up.recv() => Stop::HangUp,
+        }
+    })
+}
+
+/// Drives `work`, keeps the terminal's live line moving.
+async fn with_ticks<T>(terminal: &Terminal, work: impl Future<Output = T>) -> T {
+    let mut ticks = tokio::time::interval(TICK);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = ticks.tick() => terminal.tick(),
+        }
+    }
+}
+
+/// Often enough to look alive, seldom enough to cost nothing.
+const TICK: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_has_its_help() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,384 @@
+//! Every line that is printed and every prompt; the only place that touches the terminal.
+//!
+//! - Data goes to stdout, everything for people to stderr with the prefix `broker:`.
+//! - Messages are lower-case fragments; errors have a cause and a hint on lines of their own.
+//! - On a terminal each step of the start is one line that is rewritten when it is done; elsewhere a line when
+//!   it is done. Nothing is said only by colour.
+//! - Under `--log-format json` stderr holds one JSON object per line and nothing else.
+//! - Prompts go to `/dev/tty`, so that stdin and stdout can be pipes.
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal as _, Read as _, Write as _},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rustix::termios::{self, LocalModes, OptionalActions, Termios};
+use secrecy::SecretString;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::failure::Failure;
+use crate::{
+    clock::Clock,
+    human::{BoxFuture, Human, Question},
+    tunnel::{Event, Step},
+};
+
+/// How stderr is written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Color {
+    Always,
+    Auto,
+    Never,
+}
+
+/// What decides how we talk.
+#[derive(Clone, Debug)]
+pub(crate) struct Style {
+    pub(crate) format: LogFormat,
+    pub(crate) color: Color,
+    /// `NO_COLOR` is set and not empty (no-color.org), or `TERM=dumb`.
+    pub(crate) no_color: bool,
+    pub(crate) quiet: bool,
+    /// Nobody is asked anything.
+    pub(crate) batch: bool,
+    /// What opens a URL: `BROWSER`, or the platform's opener; `None` when no browser is wanted or can be there.
+    pub(crate) browser: Option<String>,
+}
+
+/// The terminal, or what stands in its place.
+pub(crate) struct Terminal {
+    style: Style,
+    clock: Clock,
+    live: bool,
+    colored: bool,
+    state: Mutex<State>,
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    step: Option<(String, Instant)>,
+    /// The settings to go back to, with the terminal they belong to.
+    saved: Option<(File, Termios)>,
+    browsers: Vec<Child>,
+}
+
+impl Terminal {
+    /// Looks at stderr once and decides how to talk.
+    pub(crate) fn new(style: Style, clock: Clock) -> Self {
+        let tty = io::stderr().is_terminal();
+        let colored = match style.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => tty && !style.no_color,
+        } && style.format == LogFormat::Text;
+        let live = tty && style.format == LogFormat::Text && !style.quiet;
+        Self { style, clock, live, colored, state: Mutex::default(), asking: tokio::sync::Mutex::default() }
+    }
+
+    /// Writes data to stdout.
+    pub(crate) fn data(&self, text: &str) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()
+    }
+
+    /// Says what happened to the tunnel.
+    pub(crate) fn event(&self, event: &Event) {
+        if self.style.format == LogFormat::Json {
+            if let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(event) {
+                self.json(fields);
+            }
+            return;
+        }
+        match event {
+            Event::Started { step, subject } => self.begin(&words(*step, subject).0),
+            Event::Done { step, subject } => self.finish(&words(*step, subject).1),
+            Event::Notice { message } => self.notice(message),
+            Event::Warning { message } => self.warning(message),
+            Event::Ready { host, port, profiles, .. } => {
+                let [first, rest @ ..] = profiles.as_slice() else { return };
+                let also = match rest {
+                    [] => String::new(),
+                    rest => format!(" (also: {})", rest.join(", ")),
+                };
+                self.notice(&format!("AWS SDKs on {host} get `{first}`{also} from 127.0.0.1:{port}"));
+            }
+            Event::Stopped { host, host_clean, reason } => {
+                if *host_clean {
+                    self.notice(&format!("{host}: {reason}; nothing was left there"));
+                } else {
+                    self.warning(&format!("{host}: {reason}; what lay there removes itself within 45 s"));
+                }
+            }
+        }
+    }
+
+    /// Refreshes the elapsed time of the step under way.
+    pub(crate) fn tick(&self) {
+        if !self.live {
+            return;
+        }
+        if let Some((text, since)) = &self.lock().step {
+            let elapsed = since.elapsed();
+            if elapsed > Duration::from_millis(900) {
+                self.err(&format!("\r\x1b[K  {text} … {}", seconds(elapsed)));
+            }
+        }
+    }
+
+    /// Says one sentence that needs no action.
+    pub(crate) fn notice(&self, message: &str) {
+        if self.style.quiet {
+            return;
+        }
+        self.say("notice", message, "");
+    }
+
+    /// Says what needs attention.
+    pub(crate) fn warning(&self, message: &str) {
+        self.say("warning", message, "33");
+    }
+
+    /// Says what went wrong and the way out. `remote`: under a remote shell or command, where the exit code is 255.
+    pub(crate) fn failure(&self, failure: &Failure, remote: bool) {
+        if self.style.format == LogFormat::Json {
+            let mut fields = serde_json::Map::new();
+            fields.insert("event".into(), "error".into());
+            fields.insert("kind".into(), failure.kind.name().into());
+            fields.insert("code".into(), failure.kind.code().into());
+            fields.insert("message".into(), failure.to_string().into());
+            fields.insert("causes".into(), failure.causes().into());
+            if let Some(hint) = &failure.hint {
+                fields.insert("hint".into(), hint.as_str().into());
+            }
+            self.json(fields);
+            return;
+        }
+        self.end_step_line();
+        let mut text = format!("broker: {}: {failure}\n", self.paint("31;1", "error"));
+        for cause in failure.causes() {
+            text.push_str(&format!("broker: caused by: {cause}\n"));
+        }
+        if let Some(hint) = &failure.hint {
+            text.push_str(&format!("broker: {}: {hint}\n", self.paint("36", "hint")));
+        }
+        if remote {
+            text.push_str(&format!("broker: failed: {} ({})\n", failure.kind.name(), failure.kind.code()));
+        }
+        self.err(&text);
+    }
+
+    /// Puts the terminal on `tty` into raw mode until [`Self::restore`].
+    pub(crate) fn raw(&self) -> io::Result<Termios> {
+        let tty = open_tty()?;
+        let before = termios::tcgetattr(&tty)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        // Drain, not flush: what the person typed ahead belongs to the remote shell.
+        termios::tcsetattr(&tty, OptionalActions::Drain, &raw)?;
+        self.lock().saved = Some((tty, before.clone()));
+        Ok(before)
+    }
+
+    /// Puts the terminal back as it was found. Every way out of the program passes here.
+    pub(crate) fn restore(&self) {
+        let mut state = self.lock();
+        if let Some((tty, before)) = state.saved.take() {
+            // Nothing can be done about a terminal that is gone.
+            drop(termios::tcsetattr(&tty, OptionalActions::Now, &before));
+        }
+        for child in &mut state.browsers {
+            drop(child.try_wait());
+        }
+    }
+
+    /// Whether a person can be asked.
+    pub(crate) fn can_ask(&self) -> bool {
+        !self.style.batch && open_tty().is_ok()
+    }
+
+    /// Whether there is a browser to open.
+    pub(crate) fn has_browser(&self) -> bool {
+        self.style.browser.is_some() && !self.style.batch
+    }
+
+    fn begin(&self, text: &str) {
+        self.lock().step = Some((text.to_owned(), Instant::now()));
+        if self.live {
+            self.err(&format!("\r\x1b[K  {text} …"));
+        }
+    }
+
+    fn finish(&self, text: &str) {
+        let since = self.lock().step.take().map(|(_, since)| since.elapsed());
+        if self.style.quiet {
+            return;
+        }
+        let elapsed = since.map(|e| format!(" ({})", seconds(e))).unwrap_or_default();
+        let start = if self.live { "\r\x1b[K" } else { "" };
+        self.err(&format!("{start}{} {text}{}\n", self.paint("32", "✓"), self.paint("2", &elapsed)));
+    }
+
+    fn say(&self, level: &'static str, message: &str, color: &str) {
+        if self.style.format == LogFormat::Json {
+            let fields = [("event", level), ("message", message)];
+            self.json(fields.map(|(k, v)| (k.to_owned(), v.into())).into_iter().collect());
+            return;
+        }
+        self.end_step_line();
+        let level = match level {
+            "notice" => String::new(),
+            level => format!("{}: ", self.paint(color, level)),
+        };
+        // In raw mode the terminal does not return the carriage by itself.
+        let newline = if self.lock().saved.is_some() { "\r\n" } else { "\n" };
+        self.err(&format!("broker: {level}{}{newline}", message.replace('\n', newline)));
+    }
+
+    fn json(&self, mut fields: serde_json::Map<String, serde_json::Value>) {
+        let now = time::OffsetDateTime::from(self.clock.now());
+        let time = now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
+        fields.insert("time".into(), json!(time));
+        self.err(&format!("{}\n", serde_json::Value::Object(fields)));
+    }
+
+    fn end_step_line(&self) {
+        if self.live && self.lock().step.is_some() {
+            self.err("\r\x1b[K");
+        }
+    }
+
+    fn paint(&self, color: &str, text: &str) -> String {
+        if self.colored && !color.is_empty() {
+            format!("\x1b[{color}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    fn err(&self, text: &str) {
+        // A closed stderr must not end the tunnel.
+        drop(io::stderr().lock().write_all(text.as_bytes()));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Human for Terminal {
+    fn ask(&self, question: Question) -> BoxFuture<'_, Option<SecretString>> {
+        Box::pin(async move {
+            if self.style.batch {
+                return None;
+            }
+            let _one_at_a_time = self.asking.lock().await;
+            self.end_step_line();
+            let tty = open_tty().ok()?;
+            let before = termios::tcgetattr(&tty).ok()?;
+            let raw_until_now = self.lock().saved.is_some();
+            if raw_until_now {
+                // A prompt in the middle of a raw session would fight the shell for every key.
+                return None;
+            }
+            let mut asking = before.clone();
+            asking.local_modes.set(LocalModes::ECHO, question.echo);
+            asking.local_modes.insert(LocalModes::ICANON | LocalModes::ISIG | LocalModes::ECHONL);
+            termios::tcsetattr(&tty, OptionalActions::Flush, &asking).ok()?;
+            self.lock().saved = Some((tty.try_clone().ok()?, before));
+            let answer = tokio::task::spawn_blocking(move || read_line(tty, &question.text)).await;
+            self.restore();
+            answer.ok()?
+        })
+    }
+
+    fn tell(&self, text: &str) {
+        if self.style.format == LogFormat::Json {
+            self.say("notice", text.trim_end(), "");
+        } else {
+            self.end_step_line();
+            self.err(&format!("{}\n", text.trim_end()));
+        }
+    }
+
+    fn browse(&self, url: &str) -> bool {
+        let Some(browser) = self.style.browser.as_deref().filter(|_| !self.style.batch) else { return false };
+        // BROWSER may be a list, and an entry may have words and a %s (the de-facto form of Debian and Python).
+        browser.split(':').filter(|entry| !entry.trim().is_empty()).any(|entry| {
+            let mut words: Vec<String> =
+                entry.split_whitespace().map(|word| word.replace("%s", url)).collect();
+            if !entry.contains("%s") {
+                words.push(url.to_owned());
+            }
+            let Some((program, arguments)) = words.split_first() else { return false };
+            let child = Command::new(program)
+                .args(arguments)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn();
+            match child {
+                Ok(child) => {
+                    self.lock().browsers.push(child);
+                    true
+                }
+                Err(_) => false,
+            }
+        })
+    }
+}
+
+/// Returns what is said while a step runs, and when it is done.
+fn words(step: Step, subject: &str) -> (String, String) {
+    match step {
+        Step::SignIn => (format!("signing in to {subject}"), format!("signed in to {subject}")),
+        Step::Credentials => (format!("getting {subject}"), format!("got {subject}")),
+        Step::Connect => (format!("connecting to {subject}"), format!("connected to {subject}")),
+        Step::Forward => {
+            (format!("opening the tunnel on {subject}"), format!("tunnel verified on {subject}"))
+        }
+        Step::Install => (format!("setting up {subject}"), format!("set up {subject}")),
+    }
+}
+
+fn seconds(elapsed: Duration) -> String {
+    format!("{:.1} s", elapsed.as_secs_f64())
+}
+
+fn open_tty() -> io::Result<File> {
+    File::options().read(true).write(true).open("/dev/tty")
+}
+
+/// Reads one line from the terminal; `None` at end of input.
+fn read_line(mut tty: File, prompt: &str) -> Option<SecretString> {
+    tty.write_all(prompt.as_bytes()).ok()?;
+    let mut line = Zeroizing::new(Vec::with_capacity(LONGEST_ANSWER));
+    let mut byte = [0u8; 1];
+    loop {
+        match tty.read(&mut byte) {
+            Ok(0) if line.is_empty() => return None,
+            Ok(0) => break,
+            Ok(_) if byte == [b'\n'] => break,
+            Ok(_) if line.len() < LONGEST_ANSWER => line.extend_from_slice(&byte),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    Some(SecretString::from(String::from_utf8_lossy(&line).into_owned()))
+}
+
+/// A terminal in canonical mode gives at most 4096 bytes a line (termios(3)).
+const LONGEST_ANSWER: usize = 4096;

@@ -1,0 +1,294 @@
+//! Flags > environment > files > defaults, into one validated [`Plan`].
+//!
+//! The only place that reads the environment. Everything that can be wrong without a network is found here.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    aws::{
+        client::{BadEndpoint, Endpoints},
+        profile::{ConfigFiles, Profile, Profiles},
+    },
+    names::{ProfileName, Region},
+    remote::exports::Shell,
+    ssh::{
+        config::{ConfigFile, Destination, Request, Surroundings},
+        target::{AddressFamily, Target},
+    },
+    tunnel::{CallerCheck, Options, PortWish, TokenPlace},
+};
+
+/// The environment of this process, read once.
+#[derive(Clone, Debug)]
+pub(crate) struct Environment {
+    variables: BTreeMap<String, String>,
+    pub(crate) home: PathBuf,
+    pub(crate) user: String,
+    pub(crate) host_name: String,
+}
+
+impl Environment {
+    /// Reads the environment, the home directory and the names of this user and machine.
+    pub(crate) fn capture() -> Result<Self, Error> {
+        let variables: BTreeMap<String, String> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        let home = std::env::home_dir().filter(|home| home.is_absolute()).ok_or(Error::NoHome)?;
+        let user = nix::unistd::User::from_uid(nix::unistd::Uid::effective())
+            .ok()
+            .flatten()
+            .map(|user| user.name)
+            .or_else(|| variables.get("USER").cloned())
+            .ok_or(Error::NoUser)?;
+        let host_name =
+            nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+        Ok(Self { variables, home, user, host_name })
+    }
+
+    /// Returns a variable that is set and not empty.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Returns all variables.
+    pub(crate) fn variables(&self) -> &BTreeMap<String, String> {
+        &self.variables
+    }
+
+    /// Returns where state that outlives a process is kept: `$XDG_STATE_HOME/broker` (XDG Base Directory 0.8).
+    pub(crate) fn state_directory(&self) -> PathBuf {
+        self.get("XDG_STATE_HOME")
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+            .unwrap_or_else(|| self.home.join(".local/state"))
+            .join("broker")
+    }
+
+    /// Returns the AWS configuration files (`AWS_CONFIG_FILE`, `AWS_SHARED_CREDENTIALS_FILE`).
+    pub(crate) fn aws_files(&self) -> ConfigFiles {
+        let path = |variable: &str, default: &str| match self.get(variable) {
+            Some(path) => expand_home(path, &self.home),
+            None => self.home.join(".aws").join(default),
+        };
+        ConfigFiles {
+            config: path("AWS_CONFIG_FILE", "config"),
+            credentials: path("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
+        }
+    }
+
+    /// Returns the endpoints that the environment pins: only these three, so that a stray `AWS_ENDPOINT_URL`
+    /// (LocalStack) never sees an SSO token.
+    pub(crate) fn endpoints(&self) -> Result<Endpoints, BadEndpoint> {
+        let owned = |name| self.get(name).map(str::to_owned);
+        Endpoints::new(
+            owned("AWS_ENDPOINT_URL_SSO"),
+            owned("AWS_ENDPOINT_URL_SSO_OIDC"),
+            owned("AWS_ENDPOINT_URL_STS"),
+        )
+    }
+}
+
+fn expand_home(path: &str, home: &Path) -> PathBuf {
+    match path.strip_prefix("~/") {
+        Some(rest) => home.join(rest),
+        None => PathBuf::from(path),
+    }
+}
+
+/// What the command line of `connect` said.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Flags {
+    pub(crate) host: String,
+    pub(crate) profiles: Vec<String>,
+    pub(crate) remote_port: Option<u16>,
+    pub(crate) ssh_port: Option<u16>,
+    pub(crate) login_name: Option<String>,
+    pub(crate) identity_files: Vec<PathBuf>,
+    pub(crate) ssh_config: Option<PathBuf>,
+    pub(crate) ssh_options: Vec<(String, String)>,
+    pub(crate) inet4: bool,
+    pub(crate) inet6: bool,
+    pub(crate) host_key: Option<String>,
+    pub(crate) no_shell: bool,
+    pub(crate) print_env: Option<Shell>,
+    pub(crate) command: Vec<String>,
+    pub(crate) request_tty: Option<bool>,
+    pub(crate) token_in_environment: bool,
+    pub(crate) trust_host_users: bool,
+    pub(crate) allow_uids: Vec<u32>,
+    pub(crate) batch: bool,
+}
+
+/// Everything that `connect` will do, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) target: Target,
+    /// At least one; the first is the default grant.
+    pub(crate) profiles: Vec<Profile>,
+    pub(crate) options: Options,
+    /// Further uids on the host that may ask.
+    pub(crate) allow_uids: Vec<u32>,
+    pub(crate) job: Job,
+    /// What the person should know before we start.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// What runs while the tunnel is up.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Job {
+    /// The login shell, with a terminal if we have one (`None`) or as `-t`/`-T` said.
+    Shell { tty: Option<bool> },
+    /// A command line for the login shell, as `ssh` would send it.
+    Command { line: String, tty: bool },
+    /// `-N`: exports on stdout, in this shell's language or in the login shell's.
+    Exports { shell: Option<Shell> },
+}
+
+/// What is wrong with what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("there is no home directory (HOME is not set, and the user database has none)")]
+    NoHome,
+    #[error("the name of this user is unknown (no entry in the user database, and USER is not set)")]
+    NoUser,
+    #[error("no profile was named, and none is the only one or the default in `{}`", path.display())]
+    NoProfile { path: PathBuf, known: Vec<String> },
+    #[error("`-p {port}` is no profile")]
+    PortAsProfile { port: String },
+    #[error(transparent)]
+    BadName(#[from] crate::names::BadName),
+    #[error(transparent)]
+    Profile(#[from] crate::aws::profile::Error),
+    #[error(transparent)]
+    Ssh(#[from] crate::ssh::config::Error),
+    #[error(transparent)]
+    Endpoint(#[from] BadEndpoint),
+}
+
+impl Error {
+    /// Returns the way out.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoHome => Some("set HOME".to_owned()),
+            Self::NoUser => Some("set USER".to_owned()),
+            Self::NoProfile { known, .. } if known.is_empty() => {
+                Some("run `aws configure sso` once, or name a file with AWS_CONFIG_FILE".to_owned())
+            }
+            Self::NoProfile { known, .. } => {
+                Some(format!("name one with `-p NAME`; there are: {}", known.join(", ")))
+            }
+            Self::PortAsProfile { port } => {
+                Some(format!("`-p` is --profile here; the SSH port is `-P {port}`"))
+            }
+            Self::BadName(_) => None,
+            Self::Profile(e) => e.hint(),
+            Self::Ssh(e) => e.hint(),
+            Self::Endpoint(e) => e.hint(),
+        }
+    }
+}
+
+/// Makes the plan, or says which part of what was asked for is wrong.
+pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Error> {
+    let mut warnings = Vec::new();
+    let profiles = profiles(&flags.profiles, environment)?;
+
+    let destination = Destination::parse(&flags.host)?;
+    let request = Request {
+        host: destination.host,
+        user: flags.login_name.or(destination.user),
+        port: flags.ssh_port.or(destination.port),
+        identity_files: flags.identity_files,
+        options: flags.ssh_options,
+        address_family: match (flags.inet4, flags.inet6) {
+            (true, _) => Some(AddressFamily::Inet),
+            (_, true) => Some(AddressFamily::Inet6),
+            _ => None,
+        },
+        batch: flags.batch,
+        pinned_host_key: flags.host_key,
+    };
+    let surroundings = Surroundings {
+        home: environment.home.clone(),
+        local_user: environment.user.clone(),
+        local_hostname: environment.host_name.clone(),
+        ssh_auth_sock: environment.get("SSH_AUTH_SOCK").map(PathBuf::from),
+        system_config: PathBuf::from("/etc/ssh/ssh_config"),
+        user_config: match flags.ssh_config {
+            None => ConfigFile::Default,
+            Some(path) if path == Path::new("none") => ConfigFile::None,
+            Some(path) => ConfigFile::Path(path),
+        },
+        env: environment.variables().clone(),
+    };
+    let (target, remarks) = crate::ssh::config::resolve(&request, &surroundings)?;
+    warnings.extend(remarks.iter().map(ToString::to_string));
+
+    let job = if flags.no_shell {
+        Job::Exports { shell: flags.print_env }
+    } else if flags.command.is_empty() {
+        Job::Shell { tty: flags.request_tty }
+    } else {
+        Job::Command { line: flags.command.join(" "), tty: flags.request_tty == Some(true) }
+    };
+    Ok(Plan {
+        target,
+        profiles,
+        options: Options {
+            port: flags.remote_port.map_or(PortWish::Auto, PortWish::Exactly),
+            token: if flags.token_in_environment { TokenPlace::Environment } else { TokenPlace::File },
+            caller_check: if flags.trust_host_users {
+                CallerCheck::TrustHostUsers
+            } else {
+                CallerCheck::Required
+            },
+        },
+        allow_uids: flags.allow_uids,
+        job,
+        warnings,
+    })
+}
+
+/// Resolves the named profiles, or the one that is meant when none is named: `AWS_PROFILE`, the default, the only one.
+pub(crate) fn profiles(named: &[String], environment: &Environment) -> Result<Vec<Profile>, Error> {
+    let files = environment.aws_files();
+    let all = Profiles::load(&files)?;
+    let mut names = Vec::<ProfileName>::new();
+    for name in named {
+        let name: ProfileName = name.parse()?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.is_empty() {
+        let chosen = match environment.get("AWS_PROFILE").or_else(|| environment.get("AWS_DEFAULT_PROFILE")) {
+            Some(name) => Some(name.parse()?),
+            None => all.default_choice(),
+        };
+        let known = all.names().iter().map(ToString::to_string).collect();
+        names.push(chosen.ok_or(Error::NoProfile { path: files.config, known })?);
+    }
+    let mut resolved = Vec::with_capacity(names.len());
+    for name in &names {
+        let mut profile = all.resolve(name).map_err(|e| {
+            let text = name.as_str();
+            let is_port = text.parse::<u16>().is_ok();
+            if is_port && !all.names().iter().any(|known| known == name) {
+                Error::PortAsProfile { port: text.to_owned() }
+            } else {
+                Error::Profile(e)
+            }
+        })?;
+        if profile.region.is_none() {
+            profile.region = environment
+                .get("AWS_REGION")
+                .or_else(|| environment.get("AWS_DEFAULT_REGION"))
+                .and_then(|region| region.parse::<Region>().ok());
+        }
+        resolved.push(profile);
+    }
+    Ok(resolved)
+}

@@ -1,0 +1,224 @@
+//! The decision on a host key: pin, known_hosts, the person, in that order.
+//!
+//! A changed or revoked key always stops us. A new key needs a person or `accept-new`, and `accept-new` does not
+//! accept a host that is known by another type of key: that is what an impostor without the right key looks like.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use russh::keys::{Algorithm, HashAlg, PublicKey};
+use secrecy::ExposeSecret as _;
+
+use super::{
+    error::HostKeyRefused,
+    known_hosts::{self, HostName, KnownHosts, Verdict},
+    session::HostKeys,
+    target::{StrictHostKeyChecking, Target},
+};
+use crate::human::{BoxFuture, Human, Question};
+
+/// Why a host's key was refused. Every variant ends the connection before anything secret was sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("the host key of {host} is not known ({algorithm} {fingerprint})")]
+    Unknown { host: String, algorithm: String, fingerprint: String },
+    #[error("the host key of {host} was not accepted")]
+    NotAccepted { host: String },
+    #[error(
+        "THE HOST KEY OF {host} HAS CHANGED: it sent {algorithm} {fingerprint}, but `{}` line {line} has another key; \
+         either the host was set up anew, or somebody stands between you and it",
+        path.display()
+    )]
+    Changed { host: String, algorithm: String, fingerprint: String, path: PathBuf, line: usize },
+    #[error(
+        "{host} sent a key of a type that is not known for it ({algorithm} {fingerprint}), but `{}` line {line} has its {known} key",
+        path.display()
+    )]
+    OtherType {
+        host: String,
+        algorithm: String,
+        fingerprint: String,
+        known: String,
+        path: PathBuf,
+        line: usize,
+    },
+    #[error("the host key of {host} is marked as revoked (`{}` line {line})", path.display())]
+    Revoked { host: String, path: PathBuf, line: usize },
+    #[error("the host key of {host} is {fingerprint}, not the pinned {pinned}")]
+    NotPinned { host: String, fingerprint: String, pinned: String },
+    #[error("the host key of {host} could not be checked")]
+    KnownHosts {
+        host: String,
+        #[source]
+        source: known_hosts::Error,
+    },
+}
+
+impl Refused {
+    /// Returns the way out.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unknown { host, fingerprint, .. } => Some(format!(
+                "compare the fingerprint with what the host's administrator says, then connect once at a terminal, \
+                 or pass `--host-key {fingerprint}` to use {host} without asking"
+            )),
+            Self::NotAccepted { .. } => None,
+            Self::Changed { host, path, .. } | Self::OtherType { host, path, .. } => Some(format!(
+                "ask the host's administrator; if the new key is right, remove the old one with \
+                 `ssh-keygen -f '{}' -R '{host}'`",
+                path.display()
+            )),
+            Self::Revoked { .. } => Some("ask the host's administrator for the new key".to_owned()),
+            Self::NotPinned { .. } => {
+                Some("ask the host's administrator which key is right, and pin that".to_owned())
+            }
+            Self::KnownHosts { source, .. } => source.hint(),
+        }
+    }
+}
+
+/// Host keys as known_hosts and the person know them.
+pub(crate) struct KnownHostKeys {
+    target: Target,
+    name: HostName,
+    known: KnownHosts,
+    human: Arc<dyn Human>,
+    /// The key that was accepted on this run: a reconnect must see the same one, whatever is on file.
+    accepted: Mutex<Option<PublicKey>>,
+}
+
+impl KnownHostKeys {
+    /// Reads the known_hosts files of `target`.
+    pub(crate) fn load(target: &Target, human: Arc<dyn Human>) -> Result<Self, Refused> {
+        let name = HostName::of(target);
+        let known = match &target.pinned_host_key {
+            Some(_) => KnownHosts::default(),
+            None => KnownHosts::load(&target.known_hosts)
+                .map_err(|source| Refused::KnownHosts { host: target.original.clone(), source })?,
+        };
+        for warning in known.bad_lines() {
+            tracing::warn!("{warning}");
+        }
+        Ok(Self { target: target.clone(), name, known, human, accepted: Mutex::default() })
+    }
+
+    async fn decide(&self, key: &PublicKey) -> Result<(), Refused> {
+        let host = self.target.original.clone();
+        let algorithm = key.algorithm().as_str().to_owned();
+        let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
+        if let Some(pinned) = &self.target.pinned_host_key {
+            return if *pinned == fingerprint {
+                Ok(())
+            } else {
+                Err(Refused::NotPinned { host, fingerprint, pinned: pinned.clone() })
+            };
+        }
+        let (other_types, same_key_as) = match self.known.verdict(&self.name, key) {
+            Verdict::Known => return Ok(()),
+            Verdict::Changed { path, line, .. } => {
+                return Err(Refused::Changed { host, algorithm, fingerprint, path, line });
+            }
+            Verdict::Revoked { path, line } => return Err(Refused::Revoked { host, path, line }),
+            Verdict::New { other_types, same_key_as } => (other_types, same_key_as),
+        };
+        let other_type = other_types.first().map(|(known, path, line)| Refused::OtherType {
+            host: host.clone(),
+            algorithm: algorithm.clone(),
+            fingerprint: fingerprint.clone(),
+            known: known.to_string(),
+            path: path.clone(),
+            line: *line,
+        });
+        match self.target.strict_host_key_checking {
+            StrictHostKeyChecking::AcceptNew => match other_type {
+                Some(refused) => Err(refused),
+                None => self.remember(key),
+            },
+            StrictHostKeyChecking::Ask if !self.target.batch => {
+                let mut text = format!(
+                    "The authenticity of host '{host}' can't be established.\n{} key fingerprint is {fingerprint}.\n",
+                    short_name(&algorithm)
+                );
+                for (known, path, line) in &other_types {
+                    text.push_str(&format!(
+                        "This host is known by its {} key ({}:{line}), but sent another type.\n",
+                        short_name(known),
+                        path.display()
+                    ));
+                }
+                if same_key_as.is_empty() {
+                    text.push_str("This key is not known by any other names.\n");
+                } else {
+                    text.push_str(&format!(
+                        "This key is known by the following other names/addresses: {}\n",
+                        crate::printable::one_line(&same_key_as.join(", "))
+                    ));
+                }
+                text.push_str("Are you sure you want to continue connecting (yes/no/[fingerprint])? ");
+                loop {
+                    let question = Question { text: text.clone(), echo: true };
+                    let Some(answer) = self.human.ask(question).await else {
+                        return Err(Refused::Unknown { host, algorithm, fingerprint });
+                    };
+                    match answer.expose_secret().trim() {
+                        "yes" => return self.remember(key),
+                        same if same == fingerprint => return self.remember(key),
+                        "no" => return Err(Refused::NotAccepted { host }),
+                        _ => "Please type 'yes', 'no' or the fingerprint: ".clone_into(&mut text),
+                    }
+                }
+            }
+            StrictHostKeyChecking::Ask | StrictHostKeyChecking::Yes => {
+                Err(Refused::Unknown { host, algorithm, fingerprint })
+            }
+        }
+    }
+
+    /// Writes a new key down. That it cannot be written is no reason to refuse a key that the person accepted.
+    fn remember(&self, key: &PublicKey) -> Result<(), Refused> {
+        let Some(file) = self.target.known_hosts.user.first() else { return Ok(()) };
+        match known_hosts::append(file, &self.name, key, self.target.known_hosts.hash) {
+            Ok(()) => self.human.tell(&format!(
+                "broker: permanently added '{}' ({}) to the list of known hosts",
+                self.name,
+                short_name(key.algorithm().as_str())
+            )),
+            Err(e) => self.human.tell(&format!("broker: warning: the host key is not remembered: {e}")),
+        }
+        Ok(())
+    }
+}
+
+impl HostKeys for KnownHostKeys {
+    fn order(&self) -> Vec<Algorithm> {
+        self.known.known_algorithms(&self.name)
+    }
+
+    fn check(&self, key: &PublicKey) -> BoxFuture<'_, Result<(), HostKeyRefused>> {
+        let key = key.clone();
+        Box::pin(async move {
+            let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if accepted.is_some_and(|accepted| accepted.key_data() == key.key_data()) {
+                return Ok(());
+            }
+            self.decide(&key).await.map_err(|refused| {
+                let hint = refused.hint();
+                HostKeyRefused { error: Box::new(refused), hint }
+            })?;
+            *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
+            Ok(())
+        })
+    }
+}
+
+/// Returns how OpenSSH names a key type to people: `ED25519`, `RSA`, `ECDSA`.
+fn short_name(algorithm: &str) -> String {
+    match algorithm {
+        "ssh-ed25519" => "ED25519".to_owned(),
+        "ssh-rsa" => "RSA".to_owned(),
+        ecdsa if ecdsa.starts_with("ecdsa-sha2-") => "ECDSA".to_owned(),
+        other => crate::printable::one_line(other),
+    }
+}

@@ -1,0 +1,32 @@
+//! What happens to a tunnel, for the person or the log; `cli::terminal` words it.
+
+use serde::Serialize;
+
+/// One thing that happened. Holds nothing secret: every field may be printed and logged.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// A step of the start began.
+    Started { step: Step, subject: String },
+    /// The step that began last is done.
+    Done { step: Step, subject: String },
+    /// Something that the person should know, in one sentence.
+    Notice { message: String },
+    /// Something that needs the person's attention.
+    Warning { message: String },
+    /// Processes on the host get credentials from now on.
+    Ready { host: String, port: u16, url: String, profiles: Vec<String>, directory: String },
+    /// The tunnel is closed and the host is clean, or is not and this says why.
+    Stopped { host: String, reason: String, host_clean: bool },
+}
+
+/// The steps of `connect` (`product.md` 2).
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Step {
+    SignIn,
+    Credentials,
+    Connect,
+    Forward,
+    Install,
+}

@@ -1,0 +1,409 @@
+//! One SSH connection and all that dies with it.
+//!
+//! Order of events: connect, authenticate, forward and helper at once, listener verified, self-test through the
+//! tunnel. Only then may anything be installed on the host or answered. Closing goes the other way round.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::watch,
+    task::JoinSet,
+};
+use tracing::debug;
+
+use super::{CallerCheck, DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, reraise};
+use crate::{
+    caller::{Caller, Unproven},
+    creds::grant::Grants,
+    remote::{
+        helper::{self, Facts, Helper, Nonce},
+        install::Key,
+        probe::{self, Attempt, Probes},
+        sockets,
+    },
+    serve::{self, Endpoint},
+    ssh::{
+        dial,
+        error::ForwardRefused,
+        forward::{Arrival, Forward},
+        handler::Ended,
+        process::{Event as ProcessEvent, Keep, Process},
+        session::{Session, Unauthenticated},
+    },
+};
+
+/// One SSH connection, verified, and all that dies with it.
+pub(super) struct Link {
+    pub(super) session: Arc<Session>,
+    pub(super) helper: Helper,
+    pub(super) facts: Facts,
+    pub(super) port: u16,
+    forward: Option<Forward>,
+    tasks: JoinSet<TaskEnd>,
+    stop_serving: watch::Sender<bool>,
+}
+
+/// Which task of the link ended.
+enum TaskEnd {
+    Helper(Result<(), helper::Error>),
+    Server,
+}
+
+/// How a link ended that nobody closed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Lost {
+    #[error("the connection to {host} was lost")]
+    Connection {
+        host: String,
+        #[source]
+        source: Ended,
+    },
+    /// No caller can be checked any more, so nobody is served.
+    #[error("the helper on {host} ended, without which callers cannot be checked")]
+    Helper {
+        host: String,
+        #[source]
+        source: Option<helper::Error>,
+    },
+}
+
+impl Link {
+    /// Connects and proves that the listener on the host is ours and leads to us.
+    pub(super) async fn open(inputs: &Inputs) -> Result<Self, Error> {
+        let target = &inputs.target;
+        let subject = format!("{}@{}", target.user, target.original);
+        inputs.observe(Event::Started { step: Step::Connect, subject: subject.clone() });
+        let stream = dial::dial(target).await?;
+        let peer = stream.peer();
+        let connection = Unauthenticated::open(
+            stream,
+            Some(peer),
+            target,
+            Arc::clone(&inputs.host_keys),
+            Arc::clone(&inputs.human),
+        )
+        .await?;
+        inputs.log.note_host_key(&connection.facts().fingerprint);
+        let session = Arc::new(connection.authenticate(target).await?);
+        inputs.observe(Event::Done { step: Step::Connect, subject });
+
+        inputs.observe(Event::Started { step: Step::Forward, subject: inputs.host() });
+        match Self::establish(inputs, Arc::clone(&session)).await {
+            Ok(link) => {
+                let subject = format!("{}:{}", inputs.host(), link.port);
+                inputs.observe(Event::Done { step: Step::Forward, subject });
+                Ok(link)
+            }
+            Err(e) => {
+                session.disconnect().await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn establish(inputs: &Inputs, session: Arc<Session>) -> Result<Self, Error> {
+        let wanted = match inputs.options.port {
+            PortWish::Auto => DEFAULT_PORT,
+            PortWish::Exactly(port) => port,
+        };
+        let mut tasks = JoinSet::new();
+        // Both at once: one round trip instead of two.
+        let (forward, helper) =
+            tokio::join!(session.forward_tcp(wanted), start_helper(inputs, &session, &mut tasks));
+        let (helper, facts) = helper?;
+        let (stop_serving, _) = watch::channel(false);
+        let mut link = Self { session, helper, facts, port: wanted, forward: None, tasks, stop_serving };
+        let forward = match forward {
+            Ok((forward, _)) => forward,
+            Err(refused) => link.another_port(inputs, wanted, refused).await?,
+        };
+        let forward = link.check_listener(inputs, forward).await?;
+        let forward = link.self_test(inputs, forward).await?;
+        link.forward = Some(forward);
+        Ok(link)
+    }
+
+    /// Finds out why the port was refused, and takes one of our own where that is what the user wants.
+    async fn another_port(
+        &mut self,
+        inputs: &Inputs,
+        wanted: u16,
+        refused: ForwardRefused,
+    ) -> Result<Forward, Error> {
+        if !matches!(refused, ForwardRefused::Denied { .. }) {
+            return Err(Error::Ssh(refused.into()));
+        }
+        let listening = self.helper.listeners(wanted).await.ok();
+        let probes =
+            Probes { any_port: self.probe_any_port().await, unix_socket: self.probe_unix_socket().await };
+        let refusal = probe::classify(wanted, probes, listening.as_ref(), self.facts.uid);
+        if refusal.is_about_this_port() && inputs.options.port == PortWish::Auto {
+            for attempt in 0..FALLBACK_PORTS {
+                let port = probe::fallback_port(self.facts.uid, attempt);
+                if let Ok((forward, _)) = self.session.forward_tcp(port).await {
+                    inputs
+                        .observe(Event::Notice { message: format!("{refusal}; using port {port} instead") });
+                    self.port = port;
+                    return Ok(forward);
+                }
+            }
+        }
+        Err(Error::Forward { host: inputs.host(), refusal })
+    }
+
+    async fn probe_any_port(&self) -> Attempt {
+        match self.session.forward_tcp(0).await {
+            Ok((forward, _)) => {
+                self.session.cancel(forward).await;
+                Attempt::Allowed
+            }
+            Err(ForwardRefused::Denied { .. }) => Attempt::Refused,
+            Err(_) => Attempt::Untried,
+        }
+    }
+
+    async fn probe_unix_socket(&self) -> Attempt {
+        let Some(key) = Key::new("probe") else { return Attempt::Untried };
+        let Ok(directory) = self.helper.directory(key).await else { return Attempt::Untried };
+        let attempt = match self.session.forward_streamlocal(&format!("{}/s", directory.path())).await {
+            Ok(forward) => {
+                self.session.cancel(forward).await;
+                Attempt::Allowed
+            }
+            Err(ForwardRefused::Denied { .. }) => Attempt::Refused,
+            Err(_) => Attempt::Untried,
+        };
+        // sshd leaves the socket behind; the directory goes with it.
+        if let Err(error) = self.helper.remove().await {
+            debug!(%error, "the probe's directory goes with the connection");
+        }
+        attempt
+    }
+
+    /// Proves that the listener is ours alone, or gives it up.
+    async fn check_listener(&self, inputs: &Inputs, forward: Forward) -> Result<Forward, Error> {
+        let host = inputs.host();
+        if !self.facts.shows_sockets {
+            if inputs.options.caller_check == CallerCheck::TrustHostUsers {
+                inputs.observe(Event::Warning {
+                    message: format!(
+                        "{host} does not show who owns a connection, so every user there who gets hold of the \
+                         token is served (--trust-host-users)"
+                    ),
+                });
+                return Ok(forward);
+            }
+            self.session.cancel(forward).await;
+            return Err(Error::CannotCheckCallers { host, system: self.facts.system.clone() });
+        }
+        let listening = match self.helper.listeners(self.port).await {
+            Ok(listening) => listening,
+            Err(source) => {
+                self.session.cancel(forward).await;
+                return Err(Error::Helper { host, source });
+            }
+        };
+        match sockets::verify(&listening, self.facts.uid) {
+            Ok(others) => {
+                for other in others {
+                    debug!(address = %other.address, uid = other.uid.0, "somebody else listens on this port too");
+                }
+                Ok(forward)
+            }
+            Err(problem) => {
+                self.session.cancel(forward).await;
+                Err(Error::Listener { host, port: self.port, problem })
+            }
+        }
+    }
+
+    /// Sends a nonce to the port from the host's side; it must come out at our end.
+    async fn self_test(&self, inputs: &Inputs, mut forward: Forward) -> Result<Forward, Error> {
+        let (stream, pump) = match self.session.direct_tcpip("127.0.0.1", self.port).await {
+            Ok(opened) => opened,
+            // PermitOpen and the like: the listener was verified, so this proves nothing against it.
+            Err(refused) => {
+                debug!(%refused, "the self-test could not be made");
+                return Ok(forward);
+            }
+        };
+        let nonce = Nonce::generate()?;
+        let expected = nonce.as_str().to_owned();
+        let send = async move {
+            let mut stream = stream;
+            // A connection that breaks shows as a nonce that does not arrive.
+            drop(stream.write_all(nonce.as_str().as_bytes()).await);
+            drop(stream.shutdown().await);
+        };
+        let sending = async {
+            tokio::join!(send, pump);
+            std::future::pending::<()>().await;
+        };
+        let arrived = async {
+            let mut candidates = JoinSet::new();
+            loop {
+                tokio::select! {
+                    arrival = forward.arrivals.recv() => match arrival {
+                        Some(arrival) => { candidates.spawn(bears(arrival, expected.clone())); }
+                        None => return false,
+                    },
+                    Some(candidate) = candidates.join_next() => if reraise(candidate) { return true; },
+                }
+            }
+        };
+        let arrived = async {
+            tokio::select! { () = sending => false, arrived = arrived => arrived }
+        };
+        if matches!(tokio::time::timeout(SELF_TEST_TIMEOUT, arrived).await, Ok(true)) {
+            return Ok(forward);
+        }
+        self.session.cancel(forward).await;
+        Err(Error::SelfTest { host: inputs.host(), port: self.port })
+    }
+
+    /// Answers what comes through the forward from now on.
+    pub(super) fn serve(&mut self, grants: Arc<Grants>) {
+        let Some(forward) = self.forward.take() else { return };
+        let server = serve_forward(
+            forward,
+            self.port,
+            self.facts.shows_sockets.then(|| self.helper.clone()),
+            grants,
+            self.stop_serving.subscribe(),
+        );
+        self.tasks.spawn(async move {
+            server.await;
+            TaskEnd::Server
+        });
+    }
+
+    /// Returns when the link is lost, with the reason.
+    pub(super) async fn lost(&mut self, host: &str) -> Lost {
+        loop {
+            tokio::select! {
+                source = self.session.ended() => return Lost::Connection { host: host.to_owned(), source },
+                Some(task) = self.tasks.join_next() => if let TaskEnd::Helper(result) = reraise(task) {
+                    // A dying connection takes the helper along, and says more about why.
+                    let ended = tokio::time::timeout(REASON_TIMEOUT, self.session.ended()).await;
+                    return match ended {
+                        Ok(source) => Lost::Connection { host: host.to_owned(), source },
+                        Err(_) => Lost::Helper { host: host.to_owned(), source: result.err() },
+                    };
+                },
+            }
+        }
+    }
+
+    /// Stops serving, removes what lies on the host, disconnects. Returns whether the host is known to be clean.
+    pub(super) async fn close(mut self) -> bool {
+        // Nobody listens when the server has ended already.
+        drop(self.stop_serving.send(true));
+        let removed = tokio::time::timeout(REMOVE_TIMEOUT, self.helper.remove()).await;
+        let farewell = self.helper.bye();
+        drop(tokio::time::timeout(BYE_TIMEOUT, farewell).await);
+        self.session.disconnect().await;
+        self.tasks.shutdown().await;
+        matches!(removed, Ok(Ok(())))
+    }
+}
+
+/// Starts the helper over an exec channel of its own; its work goes on in `tasks`.
+async fn start_helper(
+    inputs: &Inputs,
+    session: &Session,
+    tasks: &mut JoinSet<TaskEnd>,
+) -> Result<(Helper, Facts), Error> {
+    let nonce = Nonce::generate()?;
+    let (process, pump) = session.exec(&nonce.bootstrap(), Keep::All).await?;
+    let Process { stdin, mut events, .. } = process;
+    let (mut output, stdout) = tokio::io::duplex(HELPER_BUFFER);
+    let mut carrying = JoinSet::new();
+    carrying.spawn(async move {
+        let copy = async move {
+            while let Some(event) = events.next().await {
+                let bytes = match event {
+                    // What a login shell complains about belongs to the noise that explains a missing helper.
+                    ProcessEvent::Stdout(bytes) | ProcessEvent::Stderr(bytes) => bytes,
+                    ProcessEvent::Exit(_) => break,
+                };
+                if output.write_all(&bytes).await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::join!(copy, pump);
+    });
+    let started = helper::start(stdin, stdout, nonce).await;
+    let (helper, actor, facts) = started.map_err(|source| Error::Helper { host: inputs.host(), source })?;
+    tasks.spawn(async move {
+        let result = actor.await;
+        // The channel closes by itself now that nobody writes to it.
+        while let Some(carried) = carrying.join_next().await {
+            reraise(carried);
+        }
+        TaskEnd::Helper(result)
+    });
+    Ok((helper, facts))
+}
+
+/// Whether this connection brings the nonce, and nothing else first.
+async fn bears(arrival: Arrival, nonce: String) -> bool {
+    let Arrival { mut stream, pump, .. } = arrival;
+    let read = async move {
+        let mut said = vec![0; nonce.len()];
+        stream.read_exact(&mut said).await.is_ok() && said == nonce.as_bytes()
+    };
+    tokio::join!(read, pump).0
+}
+
+/// Accepts what comes through the forward until told to stop or the link is gone, then ends what is open.
+async fn serve_forward(
+    mut forward: Forward,
+    port: u16,
+    helper: Option<Helper>,
+    grants: Arc<Grants>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = stopping.changed() => break,
+            arrival = forward.arrivals.recv() => {
+                let Some(arrival) = arrival else { break };
+                connections.spawn(answer(arrival, port, helper.clone(), Arc::clone(&grants)));
+            }
+            Some(ended) = connections.join_next() => reraise(ended),
+        }
+    }
+    connections.shutdown().await;
+}
+
+async fn answer(arrival: Arrival, port: u16, helper: Option<Helper>, grants: Arc<Grants>) {
+    let Arrival { stream, pump, originator } = arrival;
+    let caller = async move {
+        let Some(helper) = helper else { return Ok(Caller::Trusted) };
+        let Some(SocketAddr::V4(originator)) = originator else { return Err(Unproven::Gone) };
+        helper.caller(originator, port).await.map(Caller::Uid)
+    };
+    let endpoint = Endpoint { port: Some(port), originator_port: originator.map(|address| address.port()) };
+    tokio::join!(serve::connection(stream, &endpoint, caller, &grants), pump);
+}
+
+/// One round trip through the host and back, on a slow line.
+const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// When the connection dies, its end and the helper's come within one turn of the loop.
+const REASON_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// The whole stop has 2 s; removing takes one round trip and an `rm`.
+const REMOVE_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// What is left for the helper's end, which nobody waits for if it does not come.
+const BYE_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// A user with more live brokers than this on one host has to name ports.
+const FALLBACK_PORTS: u16 = 8;
+
+/// One answer of the helper in flight.
+const HELPER_BUFFER: usize = 64 * 1024;

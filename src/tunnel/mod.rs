@@ -1,0 +1,264 @@
+//! One host's life: start order, supervision, stop order. Knows neither AWS nor the terminal.
+
+mod event;
+mod link;
+mod options;
+
+use std::{future::Future, sync::Arc};
+
+pub(crate) use event::{Event, Step};
+use link::Link;
+pub(crate) use link::Lost;
+pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace};
+use tokio::task::JoinError;
+
+use crate::{
+    audit::{self, Log},
+    creds::grant::Grants,
+    human::Human,
+    remote::{
+        self,
+        exports::Shell,
+        files::{self, Layout},
+        helper,
+        install::{Installed, Key, Place},
+        probe::Refusal,
+        sockets::ListenerProblem,
+    },
+    ssh::{self, process::Process, pump::Pump, session::HostKeys, target::Target, terminal::Pty},
+};
+
+/// Hears what happens.
+pub(crate) type Observer = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// What a tunnel is made of.
+pub(crate) struct Inputs {
+    pub(crate) target: Target,
+    pub(crate) options: Options,
+    /// A command for the login shell, whose file has to be installed with the others.
+    pub(crate) command: Option<String>,
+    pub(crate) allow_uids: Vec<u32>,
+    pub(crate) grants: Arc<Grants>,
+    pub(crate) host_keys: Arc<dyn HostKeys>,
+    pub(crate) human: Arc<dyn Human>,
+    pub(crate) log: Log,
+    pub(crate) observer: Observer,
+}
+
+impl Inputs {
+    fn observe(&self, event: Event) {
+        (self.observer)(event);
+    }
+
+    fn host(&self) -> String {
+        self.target.original.clone()
+    }
+}
+
+/// Why there is no tunnel.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Ssh(#[from] ssh::error::Error),
+    #[error("{host} does not forward the port: {refusal}")]
+    Forward { host: String, refusal: Refusal },
+    #[error("the helper on {host} failed")]
+    Helper {
+        host: String,
+        #[source]
+        source: helper::Error,
+    },
+    #[error(
+        "{host} ({system}) does not show who owns a connection, so another user there could use your credentials unnoticed"
+    )]
+    CannotCheckCallers { host: String, system: String },
+    #[error("port {port} of {host} is not ours alone")]
+    Listener {
+        host: String,
+        port: u16,
+        #[source]
+        problem: ListenerProblem,
+    },
+    #[error("what we sent to port {port} of {host} did not come back to us, so something else is there")]
+    SelfTest { host: String, port: u16 },
+    #[error(transparent)]
+    NoRandomness(#[from] crate::random::NoRandomness),
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
+impl Error {
+    /// Returns the way out.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Ssh(e) => e.hint(),
+            Self::Forward { refusal, .. } => refusal.hint(),
+            Self::Helper { source, .. } => source.hint(),
+            Self::CannotCheckCallers { .. } => {
+                Some("if you trust every user of that host, pass `--trust-host-users`".to_owned())
+            }
+            Self::Listener { problem, .. } => problem.hint(),
+            Self::SelfTest { port, .. } => {
+                Some(format!("choose another port with `-R`, such as `-R {}`", port + 1))
+            }
+            Self::Lost(Lost::Connection { source, .. }) => source.hint(),
+            Self::Lost(Lost::Helper { .. }) | Self::NoRandomness(_) => None,
+        }
+    }
+}
+
+/// A tunnel that is up: verified, serving, and installed on the host.
+pub(crate) struct Tunnel {
+    inputs: Inputs,
+    link: Link,
+    installed: Installed,
+    exports: Exports,
+}
+
+/// What other shells on the host have to be told.
+struct Exports {
+    environment: remote::exports::Environment,
+    login_shell: Option<Shell>,
+}
+
+impl Tunnel {
+    /// Connects, verifies, serves and installs, in this order. Nothing stays behind when it fails.
+    pub(crate) async fn start(inputs: Inputs) -> Result<Self, Error> {
+        let mut link = Link::open(&inputs).await?;
+        let uids =
+            std::iter::once(link.facts.uid).chain(inputs.allow_uids.iter().copied().map(crate::caller::Uid));
+        inputs.grants.allow(uids);
+        link.serve(Arc::clone(&inputs.grants));
+
+        inputs.observe(Event::Started { step: Step::Install, subject: inputs.host() });
+        let (installed, exports) = match install(&inputs, &link).await {
+            Ok(installed) => installed,
+            Err(source) => {
+                inputs.grants.revoke_all();
+                link.close().await;
+                return Err(Error::Helper { host: inputs.host(), source });
+            }
+        };
+        inputs.observe(Event::Done { step: Step::Install, subject: inputs.host() });
+        inputs.log.record(audit::Entry { event: audit::Event::TunnelUp, ..audit::Entry::default() });
+        inputs.observe(Event::Ready {
+            host: inputs.host(),
+            port: link.port,
+            url: format!("http://127.0.0.1:{}/", link.port),
+            profiles: inputs.grants.list().iter().map(|grant| grant.profile.to_string()).collect(),
+            directory: installed.path().to_owned(),
+        });
+        Ok(Self { inputs, link, installed, exports })
+    }
+
+    /// Returns the exports for `shell`, or for the login shell of the host.
+    pub(crate) fn exports(&self, shell: Option<Shell>) -> zeroize::Zeroizing<String> {
+        let shell = shell.or(self.exports.login_shell).unwrap_or(Shell::Sh);
+        shell.render(&self.exports.environment)
+    }
+
+    /// Returns the shell on the host that the exports are for.
+    pub(crate) fn login_shell(&self) -> Option<&str> {
+        self.link.facts.shell.as_deref()
+    }
+
+    /// Starts the login shell on the host, in our environment.
+    pub(crate) async fn shell(&self, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
+        self.run(&files::shell_command(self.installed.path()), pty).await
+    }
+
+    /// Starts the command that was installed.
+    pub(crate) async fn command(&self, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
+        self.run(&files::command_command(self.installed.path()), pty).await
+    }
+
+    async fn run(&self, command: &str, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
+        let session = &self.link.session;
+        Ok(match pty {
+            Some(pty) => session.exec_pty(Some(command), pty).await?,
+            None => session.exec(command, ssh::process::Keep::All).await?,
+        })
+    }
+
+    /// Drives the tunnel until `job` is done, or fails when the link is lost before.
+    pub(crate) async fn during<T>(&mut self, job: impl Future<Output = T>) -> Result<T, Lost> {
+        let host = self.inputs.host();
+        tokio::select! {
+            // The job first: an exit status that came with the end of the connection counts.
+            biased;
+            done = job => Ok(done),
+            lost = self.link.lost(&host) => Err(lost),
+        }
+    }
+
+    /// Revokes, cleans the host, disconnects: within 2 s, whatever the host does.
+    pub(crate) async fn stop(self, reason: &str) {
+        let Self { inputs, link, installed, .. } = self;
+        inputs.grants.revoke_all();
+        drop(installed);
+        let host_clean = link.close().await;
+        inputs.log.record(audit::Entry { event: audit::Event::TunnelDown, ..audit::Entry::default() });
+        inputs.observe(Event::Stopped { host: inputs.host(), reason: reason.to_owned(), host_clean });
+    }
+}
+
+/// Puts our files on the host.
+async fn install(inputs: &Inputs, link: &Link) -> Result<(Installed, Exports), helper::Error> {
+    let directory = link.helper.directory(Key::port(link.port)).await?;
+    match directory.place() {
+        Place::Home => inputs.observe(Event::Warning {
+            message: format!(
+                "nothing but the home directory can be written on {}, so the token lies in `{}`",
+                inputs.host(),
+                directory.path()
+            ),
+        }),
+        Place::Random => inputs.observe(Event::Warning {
+            message: format!(
+                "another user of {} holds our usual directory; this time it is `{}`",
+                inputs.host(),
+                directory.path()
+            ),
+        }),
+        Place::Runtime | Place::SharedMemory | Place::Temporary => {}
+    }
+    let grants = inputs.grants.list();
+    let tokens: Vec<_> = grants.iter().map(|grant| grant.token.expose_for_token_file()).collect();
+    let mut grants = grants.iter().zip(&tokens).map(|(grant, token)| files::Grant {
+        profile: &grant.profile,
+        token,
+        region: grant.region.as_ref(),
+        output: grant.output.as_deref(),
+    });
+    let Some(default) = grants.next() else {
+        return Err(helper::Error::Unfit { name: "no grant".to_owned() });
+    };
+    let layout = Layout {
+        port: link.port,
+        default,
+        others: grants.collect(),
+        token_in_environment: inputs.options.token == TokenPlace::Environment,
+        keep_config: false,
+        command: inputs.command.as_deref(),
+    };
+    let environment = layout.environment(directory.path());
+    let files = layout.files(directory.path());
+    let installed = directory.install(files).await?;
+    let login_shell = link.facts.shell.as_deref().and_then(Shell::of);
+    Ok((installed, Exports { environment, login_shell }))
+}
+
+/// Returns what a task returned, or goes on with its panic.
+fn reraise<T>(ended: Result<T, JoinError>) -> T {
+    match ended {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            #[expect(
+                clippy::unreachable,
+                reason = "only `shutdown` aborts, and it does not return what it aborted"
+            )]
+            Err(_) => unreachable!("a task was aborted while it was waited for"),
+        },
+    }
+}

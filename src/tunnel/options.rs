@@ -1,0 +1,37 @@
+//! What a tunnel is asked to be, checked by `config`.
+
+/// Which port on the host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum PortWish {
+    /// [`DEFAULT_PORT`], or a stable per-user port where somebody else has it.
+    Auto,
+    /// This one or none.
+    Exactly(u16),
+}
+
+/// The port that tools and people expect (aws-sso's ECS server has it too).
+pub(crate) const DEFAULT_PORT: u16 = 4144;
+
+/// Where the token lies on the host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TokenPlace {
+    File,
+    Environment,
+}
+
+/// What stands between our listener and other users of the host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum CallerCheck {
+    /// The uid of every caller is read on the host; where that cannot be done we do not serve.
+    Required,
+    /// `--trust-host-users`: the token alone decides where the uid cannot be read.
+    TrustHostUsers,
+}
+
+/// What a tunnel is asked to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    pub(crate) port: PortWish,
+    pub(crate) token: TokenPlace,
+    pub(crate) caller_check: CallerCheck,
+}
