@@ -146,6 +146,7 @@ impl World {
 /// Where an SDK on the host asks, and how it knows that the right one answered.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
+    pub(crate) variant: Variant,
     port: u16,
     path: String,
     pub(crate) token_file: PathBuf,
@@ -219,6 +220,7 @@ impl Tunnel {
             uri.strip_prefix(&format!("http://127.0.0.1:{port}")).expect("the port that was asked for");
         Self {
             endpoint: Endpoint {
+                variant: Variant::Broker,
                 port,
                 path: path.to_owned(),
                 token_file: token_file.into(),
@@ -236,6 +238,7 @@ impl Tunnel {
         let (server, served) = world.serve(&token, &marker);
         let mut tunnel = Self {
             endpoint: Endpoint {
+                variant,
                 port: served,
                 path: "/".to_owned(),
                 token_file: world.token_file(&token),
