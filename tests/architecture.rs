@@ -7,7 +7,8 @@ use std::{
 };
 
 /// What every room may use: leaves that know no room.
-const LEAVES: &[&str] = &["audit", "backoff", "clock", "human", "names", "printable", "private_fs"];
+const LEAVES: &[&str] =
+    &["audit", "backoff", "caller", "clock", "human", "names", "printable", "private_fs", "random"];
 
 /// room → the rooms that it may name, and why not more.
 const MAY_KNOW: &[(&str, &[&str], &str)] = &[

@@ -183,7 +183,7 @@ fn log(output: &Output) {
     let level = match output.verbose {
         0 => return,
         1 => "broker=debug",
-        _ => "broker=trace,russh=info",
+        _ => "broker=trace",
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(level))

@@ -605,3 +605,52 @@ async fn the_servers_last_words_are_the_reason() {
     assert!(refused.ended.is_some(), "{refused:?}");
     assert!(refused.tried.len() < 5, "{refused:?}");
 }
+
+async fn open_error_with(config: server::Config, host_keys: Arc<dyn HostKeys>) -> Error {
+    let (stream, running) = peer::serve(Door::default(), config);
+    // The server's side does not come to an end of its own when it is refused.
+    let mut servers = JoinSet::new();
+    servers.spawn(async move { drop(running.await) });
+    let target = target();
+    let opening = Unauthenticated::open(stream, None, &target, host_keys, Person::who_says(&[]));
+    soon(opening).await.err().expect("refused")
+}
+
+#[tokio::test]
+async fn chacha20_is_refused_when_the_server_lacks_strict_key_exchange() {
+    let mut config = peer::config();
+    config.preferred.cipher = vec![russh::cipher::CHACHA20_POLY1305].into();
+    config.preferred.kex = vec![russh::kex::CURVE25519].into();
+    let error = open_error_with(config, Arc::new(Trusting::default())).await;
+    assert!(matches!(error, Error::Weak { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_refused_host_key_keeps_the_finding_of_whoever_refused_it() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("the host key of `bastion` changed")]
+    struct Changed;
+    struct Suspicious;
+    impl HostKeys for Suspicious {
+        fn order(&self) -> Vec<Algorithm> {
+            Vec::new()
+        }
+        fn check(&self, _: &PublicKey) -> BoxFuture<'_, Result<(), HostKeyRefused>> {
+            Box::pin(async { Err(HostKeyRefused { error: Box::new(Changed), hint: Some("look".into()) }) })
+        }
+    }
+    let error = open_error_with(peer::config(), Arc::new(Suspicious)).await;
+    assert_eq!(error.to_string(), "the host key of `bastion` changed");
+    assert_eq!(error.hint().as_deref(), Some("look"));
+    let Error::HostKey(refused) = error else { panic!("{error:?}") };
+    assert!(refused.error.is::<Changed>());
+}
+
+#[tokio::test]
+async fn a_question_that_nobody_answers_ends_in_words_and_not_in_silence() {
+    let rounds: Vec<(&[&str], &[&str])> = vec![(&["Code: "], &["123456"])];
+    let door = Door { rounds, ..Door::default() };
+    let (session, _server) = login(door, &target(), Person::who_says(&[])).await;
+    let error = session.err().unwrap();
+    assert!(error.to_string().contains("tried keyboard-interactive; the server takes keyboard-interactive"));
+}
