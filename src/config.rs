@@ -59,12 +59,17 @@ impl Environment {
     }
 
     /// Returns where state that outlives a process is kept: `$XDG_STATE_HOME/broker` (XDG Base Directory 0.8).
-    pub(crate) fn state_directory(&self) -> PathBuf {
+    fn state_directory(&self) -> PathBuf {
         self.get("XDG_STATE_HOME")
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
             .unwrap_or_else(|| self.home.join(".local/state"))
             .join("broker")
+    }
+
+    /// Returns where every decision is logged.
+    pub(crate) fn audit_log(&self) -> PathBuf {
+        self.state_directory().join("audit.log")
     }
 
     /// Returns the AWS configuration files (`AWS_CONFIG_FILE`, `AWS_SHARED_CREDENTIALS_FILE`).
@@ -79,15 +84,11 @@ impl Environment {
         }
     }
 
-    /// Returns the endpoints that the environment pins: only these three, so that a stray `AWS_ENDPOINT_URL`
+    /// Returns the endpoints that the environment pins: only these two, so that a stray `AWS_ENDPOINT_URL`
     /// (LocalStack) never sees an SSO token.
     pub(crate) fn endpoints(&self) -> Result<Endpoints, BadEndpoint> {
         let owned = |name| self.get(name).map(str::to_owned);
-        Endpoints::new(
-            owned("AWS_ENDPOINT_URL_SSO"),
-            owned("AWS_ENDPOINT_URL_SSO_OIDC"),
-            owned("AWS_ENDPOINT_URL_STS"),
-        )
+        Endpoints::new(owned("AWS_ENDPOINT_URL_SSO"), owned("AWS_ENDPOINT_URL_SSO_OIDC"))
     }
 }
 

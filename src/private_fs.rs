@@ -61,7 +61,12 @@ pub(crate) enum Sharing {
 
 /// Reads a file that holds secrets; `None` when there is no such file.
 pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
-    read_as(path, Sharing::Nobody, OFlags::NOFOLLOW, LARGEST)
+    read_up_to(path, LARGEST)
+}
+
+/// Reads a file as [`read`] does, of a kind that grows larger than [`LARGEST`].
+pub(crate) fn read_up_to(path: &Path, largest: u64) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+    read_as(path, Sharing::Nobody, OFlags::NOFOLLOW, largest)
 }
 
 /// Reads a configuration file, following symlinks as its owner meant; `None` when there is no such file.

@@ -110,6 +110,15 @@ impl IdentityError {
     }
 }
 
+/// What came of a logout.
+#[derive(Debug)]
+pub(crate) enum Logout {
+    Done,
+    NobodyWasLoggedIn,
+    /// The token is gone from this machine, but AWS could not be told.
+    OnlyHere(portal::Error),
+}
+
 /// Why there is no usable token.
 #[derive(Debug)]
 enum NoToken {
@@ -184,10 +193,8 @@ impl SsoSessionState {
         Ok(())
     }
 
-    /// Ends the session at AWS and removes its token from this machine. `false`: nobody was logged in.
-    ///
-    /// The file is gone even when AWS could not be told; that is then said in the log.
-    pub(crate) async fn logout(&self) -> Result<bool, private_fs::Error> {
+    /// Ends the session at AWS and removes its token from this machine, also when AWS cannot be told.
+    pub(crate) async fn logout(&self) -> Result<Logout, private_fs::Error> {
         let mut memory = self.memory.lock().await;
         let lock = self.lock_file().await;
         let loaded = self.load().await;
@@ -198,18 +205,14 @@ impl SsoSessionState {
         *memory = Memory::default();
         let file = self.file.clone();
         blocking(move || file.remove()).await?;
-        if let Some(token) = &token
-            && let Err(error @ portal::Error::Transient(_)) = portal::logout(&self.clients, token).await
-        {
-            tracing::warn!(session = %self.session, error = %chain(&error), "AWS could not be told of the logout");
-        }
+        let Some(token) = token else { return Ok(Logout::NobodyWasLoggedIn) };
+        let told = portal::logout(&self.clients, &token).await;
         drop(lock);
-        Ok(token.is_some())
-    }
-
-    /// Returns when the token at hand expires; `None` when there is none, or while it is being replaced.
-    pub(crate) fn expires_at(&self) -> Option<SystemTime> {
-        self.memory.try_lock().ok()?.token.as_ref().map(|token| token.expires_at())
+        Ok(match told {
+            Err(error @ portal::Error::Transient(_)) => Logout::OnlyHere(error),
+            // What AWS does not know any more is over there, too.
+            Ok(()) | Err(portal::Error::Unauthorized | portal::Error::Denied(_)) => Logout::Done,
+        })
     }
 
     /// Returns a token that AWS should accept.

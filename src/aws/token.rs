@@ -248,6 +248,7 @@ impl TokenFile {
     }
 
     /// Returns where the file is.
+    #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -3,10 +3,10 @@
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Args, ValueEnum};
-use tokio::{sync::oneshot, task::JoinSet};
+use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 
 use super::{
-    Output, console,
+    Output, chain, console,
     failure::{Failure, Kind},
     login, stop_signal,
     terminal::Terminal,
@@ -44,12 +44,11 @@ use crate::{
 Examples:
   broker connect ada@bastion -p deploy                a shell on bastion, with AWS credentials
   broker connect bastion -p deploy -- aws s3 ls       one command; its exit status is ours
-  eval \"$(broker connect bastion -p deploy -N)\"       (on bastion) needs -N's output, see below
-  broker connect bastion -p deploy -p audit -N        tunnel only; prints the exports for the host
+  broker connect bastion -p deploy -p audit -N        tunnel only; prints exports to paste into a shell on bastion
 
 To undo: leave the shell, or end broker. Nothing stays on the host.")]
 pub(super) struct Arguments {
-    /// The host: [USER@]HOST[:PORT], ssh://[USER@]HOST[:PORT], or an alias from ssh_config
+    /// The host, also as a URL (ssh://…), or an alias from ssh_config
     #[arg(value_name = "[USER@]HOST[:PORT]", required = true, num_args = 1..)]
     hosts: Vec<String>,
 
@@ -243,11 +242,10 @@ pub(super) async fn run(
     let human = Arc::clone(terminal) as Arc<dyn Human>;
     let host_keys = KnownHostKeys::load(&plan.target, Arc::clone(&human)).map_err(host_key)?;
 
-    let path = environment.state_directory().join("audit.log");
-    let (log, audit) = match audit::open(&path, clock.clone()) {
+    let (log, audit) = match audit::open(&environment.audit_log(), clock.clone()) {
         Ok((log, audit)) => (log, Some(audit)),
         Err(e) => {
-            terminal.warning(&format!("decisions are not logged: {}", chain(&e)));
+            terminal.warning(&not_logged(&e));
             (audit::discard(clock.clone()), None)
         }
     };
@@ -257,12 +255,11 @@ pub(super) async fn run(
     if let Some(audit) = audit {
         let terminal = Arc::clone(terminal);
         background.spawn(async move {
-            let warn =
-                |e: &audit::Error| terminal.warning(&format!("decisions are not logged: {}", chain(e)));
-            drop(audit.run(async { drop(written.await) }, warn).await);
+            drop(audit.run(async { drop(written.await) }, |e| terminal.warning(&not_logged(e))).await);
         });
     }
     let (stop_refreshing, refreshed) = oneshot::channel::<()>();
+    let (mut stop_refreshing, mut stopping) = (Some(stop_refreshing), None);
     let refreshing = Arc::clone(&grants);
     background.spawn(async move { refreshing.run(async { drop(refreshed.await) }).await });
 
@@ -308,12 +305,21 @@ pub(super) async fn run(
             },
             _ = &mut stop => (Err(interrupted()), "stopped".to_owned()),
         };
-        // 8. A second signal does not wait for a host that may not answer.
+        // 8. A second signal does not wait for a host that may not answer. A fetch that is under way lands meanwhile.
+        stopping = Some(Instant::now());
+        grants.revoke_all();
+        drop(stop_refreshing.take());
         terminal.restore();
-        let impatient = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
+        let impatient = async {
+            match stop_signal() {
+                Ok(signal) => drop(signal.await),
+                Err(_) => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            biased;
+            () = impatient => {}
             () = tunnel.stop(&reason) => {}
-            _ = impatient => {}
         }
         ended
     }
@@ -322,8 +328,9 @@ pub(super) async fn run(
     grants.revoke_all();
     drop((stop_refreshing, stop_writing));
     let finish = async { while background.join_next().await.is_some() {} };
-    // Part of the two seconds that a stop may take; what is not written by then is on a disk that does not answer.
-    drop(tokio::time::timeout(FINISH_TIMEOUT, finish).await);
+    // What is not written by then is on a disk that does not answer.
+    let left = STOP_TIMEOUT.saturating_sub(stopping.map(|since| since.elapsed()).unwrap_or_default());
+    drop(tokio::time::timeout(left.max(LAST_LINES_TIMEOUT), finish).await);
     outcome
 }
 
@@ -339,7 +346,7 @@ async fn job(
     let started = match &plan.job {
         Job::Exports { shell } => {
             let exports = tunnel.exports(*shell);
-            terminal.data(&exports).map_err(|e| Failure::new(Kind::Failed, e))?;
+            terminal.data(exports.as_bytes()).map_err(|e| Failure::new(Kind::Failed, e))?;
             let lost = tunnel.during(std::future::pending::<ExitCode>()).await;
             return lost.map_err(|e| tunnel_failure(e.into()));
         }
@@ -487,9 +494,14 @@ fn host_key(error: host_keys::Refused) -> Failure {
 }
 
 fn tunnel_failure(error: tunnel::Error) -> Failure {
-    use crate::ssh::error::Error as Ssh;
+    use crate::ssh::error::{ChannelRefused, Error as Ssh, ForwardRefused};
     let kind = match &error {
         tunnel::Error::Ssh(Ssh::HostKey(_)) => Kind::HostKeyRefused,
+        // The connection is gone, whatever it was that we were waiting for.
+        tunnel::Error::Ssh(
+            Ssh::ForwardRefused(ForwardRefused::Closed { .. })
+            | Ssh::ChannelRefused(ChannelRefused::Closed { .. }),
+        ) => Kind::Unreachable,
         tunnel::Error::Ssh(Ssh::ForwardRefused(_) | Ssh::ChannelRefused(_))
         | tunnel::Error::Forward { .. }
         | tunnel::Error::Helper { .. }
@@ -507,15 +519,14 @@ fn interrupted() -> Failure {
     Failure::new(Kind::Interrupted, "interrupted")
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
+/// Says that decisions are not logged, why, and what to do.
+fn not_logged(error: &audit::Error) -> String {
+    let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+    format!("decisions are not logged: {}{hint}", chain(error))
 }
 
-/// For the last refresh token and the last audit lines to reach the disk.
-const FINISH_TIMEOUT: Duration = Duration::from_millis(1200);
+/// A whole stop (`product.md` 7), less what a process needs to end.
+const STOP_TIMEOUT: Duration = Duration::from_millis(1900);
+
+/// For the last audit lines, when the host has used up the rest of [`STOP_TIMEOUT`].
+const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(150);

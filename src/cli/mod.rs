@@ -1,12 +1,20 @@
 //! The command line: one file per command, and the two ways in which anything is said ([`terminal`], [`failure`]).
 
+mod audit;
 mod connect;
 mod console;
 pub(crate) mod failure;
 mod login;
+mod logout;
 pub(crate) mod terminal;
 
-use std::{ffi::OsString, future::Future, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,6 +40,8 @@ struct Cli {
 enum Command {
     Connect(Box<connect::Arguments>),
     Login(login::Arguments),
+    Logout(logout::Arguments),
+    Audit(audit::Arguments),
 }
 
 /// How we talk; the same for every command.
@@ -115,24 +125,43 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return failure.exit_code(remote);
         }
     };
-    let outcome = runtime.block_on(async {
+    let work = async {
         match cli.command {
             Command::Connect(arguments) => {
                 connect::run(*arguments, &cli.output, &environment, &terminal).await
             }
             Command::Login(arguments) => login::run(&arguments, &environment, &terminal).await,
+            Command::Logout(arguments) => logout::run(&arguments, &environment, &terminal).await,
+            Command::Audit(arguments) => audit::run(&arguments, &environment, &terminal),
         }
-    });
-    // A thread that still waits for a key or a full pipe must not hold us.
-    runtime.shutdown_background();
-    terminal.restore();
-    match outcome {
+    };
+    match drive(runtime, work, || terminal.restore()) {
         Ok(code) => code,
         Err(failure) => {
             terminal.failure(&failure, remote);
             failure.exit_code(remote)
         }
     }
+}
+
+/// Drives `work` to its end, which may be a panic, and calls `restore` in any case.
+fn drive<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>, restore: impl FnOnce()) -> T {
+    let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(work)));
+    // A thread that still waits for a key or a full pipe must not hold us.
+    runtime.shutdown_background();
+    restore();
+    ended.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// Returns the error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }
 
 fn style(output: &Output, environment: Option<&Environment>) -> Style {
@@ -174,8 +203,8 @@ fn browser(output: &Output, get: impl Fn(&str) -> Option<String>) -> Option<Stri
 fn harden() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     // Refused by some sandboxes; the rest of what we do for secrets does not depend on it.
-    drop(set_dumpable_behavior(DumpableBehavior::NotDumpable));
-    drop(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }));
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).unwrap_or_default();
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).unwrap_or_default();
 }
 
 /// Sends our own log lines to stderr under `-v`. Other crates' lines stay out: some print requests at debug level.
@@ -242,5 +271,27 @@ mod tests {
     #[test]
     fn every_flag_has_its_help() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_panic_restores_the_terminal_and_waits_for_no_thread() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // As stdin does while nobody types.
+        let (typed, reading) = std::sync::mpsc::channel::<()>();
+        let (restored, is_restored) = std::sync::mpsc::channel();
+        let (ended, has_ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let work = async move {
+                tokio::task::spawn_blocking(move || reading.recv());
+                panic!("a bug");
+            };
+            let ended_by =
+                catch_unwind(AssertUnwindSafe(|| drive(runtime, work, || restored.send(()).unwrap())));
+            ended.send(ended_by.is_err()).unwrap();
+        });
+        let patience = Duration::from_secs(10);
+        is_restored.recv_timeout(patience).expect("the terminal is restored");
+        assert!(has_ended.recv_timeout(patience).expect("nothing is waited for"), "the panic goes on");
+        drop(typed);
     }
 }

@@ -125,11 +125,6 @@ pub(crate) fn command_command(directory: &str) -> String {
     format!("exec /bin/sh {directory}/{COMMAND_SH}")
 }
 
-/// Returns what to paste into a POSIX shell that we did not start.
-pub(crate) fn source_line(directory: &str) -> String {
-    format!(". {directory}/{ENV_SH}")
-}
-
 /// Returns the name of the file with the token of `profile`.
 ///
 /// Bytes other than letters, digits, `.`, `_` and `-` are written as `=XX`, so that different profiles have

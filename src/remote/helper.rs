@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     caller::{Uid, Unproven},
-    printable::printable,
+    printable::{one_line, printable},
     random,
 };
 
@@ -173,7 +173,7 @@ pub(crate) struct Pace {
 /// Three beats may be lost; with the time that the last one took, the files are gone within 45 s of silence.
 pub(crate) const PACE: Pace = Pace { beat: Duration::from_secs(10), silence: 30 };
 
-/// What the host said about itself.
+/// What the host said about itself; every text is safe to print.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Facts {
     /// Who we are there.
@@ -314,9 +314,9 @@ impl Facts {
             });
             values.next().filter(|value| !value.is_empty())
         };
-        let text = |name| fact(name).map(str::to_owned);
+        let text = |name| fact(name).map(one_line);
         if let Some(missing) = text("missing") {
-            return Err(Error::Unsuitable { missing: crate::printable::one_line(&missing) });
+            return Err(Error::Unsuitable { missing });
         }
         let parent = fact("parent").ok_or(INCOMPLETE)?;
         let (pid, started) = parent.split_once(' ').unwrap_or((parent, ""));

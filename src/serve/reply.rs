@@ -187,6 +187,7 @@ impl Reply {
     }
 
     /// Returns the HTTP status.
+    #[cfg(test)]
     pub(crate) fn status(&self) -> u16 {
         self.status
     }

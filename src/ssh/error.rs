@@ -41,6 +41,8 @@ impl Error {
             Self::Protocol { source, .. } => protocol_hint(source),
             Self::Closed { source, .. } => source.hint(),
             Self::Stalled { .. } => None,
+            Self::ForwardRefused(ForwardRefused::Closed { source, .. })
+            | Self::ChannelRefused(ChannelRefused::Closed { source, .. }) => source.hint(),
             Self::ForwardRefused(_) | Self::ChannelRefused(_) => None,
         }
     }

@@ -15,6 +15,7 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
+use tracing::debug;
 
 use super::{
     algorithms, auth,
@@ -264,7 +265,7 @@ impl Session {
     pub(crate) async fn direct_tcpip(&self, host: &str, port: u16) -> Result<(Stream, Pump), ChannelRefused> {
         let opening = self.handle.channel_open_direct_tcpip(host, port.into(), BIND_ADDRESS, 0);
         let channel = self.opened("a connection", opening).await?;
-        Ok(Pump::stream(self.outward(channel, ARRIVAL_LIMIT), ()))
+        Ok(Pump::stream(self.outward(channel, ARRIVAL_LIMIT), None))
     }
 
     async fn open_session(&self, what: &'static str, keep: Keep) -> Result<Outward, ChannelRefused> {
@@ -332,6 +333,7 @@ impl Session {
     }
 
     /// Asks the server for a sign of life, and says whether one came in time.
+    #[cfg(test)]
     pub(crate) async fn answers(&self, limit: Duration) -> bool {
         // russh says that all is well when the session died meanwhile.
         timeout(limit, self.handle.send_ping()).await.is_ok_and(|sent| sent.is_ok())
@@ -350,6 +352,8 @@ impl Session {
 
     /// Says goodbye, bounded, and cuts the connection.
     pub(crate) async fn disconnect(&self) {
+        let (open, closed_by_us) = self.channels();
+        debug!(host = %self.shared.host, open, closed_by_us, "disconnecting");
         let goodbye = async {
             let mut gone = self.shared.gone.subscribe();
             // Every error means that the connection is gone, which is what is wanted.

@@ -86,6 +86,7 @@ impl Link {
         .await?;
         inputs.log.note_host_key(&connection.facts().fingerprint);
         let session = Arc::new(connection.authenticate(target).await?);
+        debug!(facts = ?session.facts(), "logged in");
         inputs.observe(Event::Done { step: Step::Connect, subject });
 
         inputs.observe(Event::Started { step: Step::Forward, subject: inputs.host() });
@@ -96,8 +97,13 @@ impl Link {
                 Ok(link)
             }
             Err(e) => {
+                // A dying connection takes the helper along, and says more about why.
+                let ended = match &e {
+                    Error::Helper { .. } => tokio::time::timeout(REASON_TIMEOUT, session.ended()).await.ok(),
+                    _ => None,
+                };
                 session.disconnect().await;
-                Err(e)
+                Err(ended.map_or(e, |source| Lost::Connection { host: inputs.host(), source }.into()))
             }
         }
     }
@@ -141,11 +147,16 @@ impl Link {
         if refusal.is_about_this_port() && inputs.options.port == PortWish::Auto {
             for attempt in 0..FALLBACK_PORTS {
                 let port = probe::fallback_port(self.facts.uid, attempt);
-                if let Ok((forward, _)) = self.session.forward_tcp(port).await {
-                    inputs
-                        .observe(Event::Notice { message: format!("{refusal}; using port {port} instead") });
-                    self.port = port;
-                    return Ok(forward);
+                match self.session.forward_tcp(port).await {
+                    Ok((forward, _)) => {
+                        let message = format!("{refusal}; using port {port} instead");
+                        inputs.observe(Event::Notice { message });
+                        self.port = port;
+                        return Ok(forward);
+                    }
+                    Err(ForwardRefused::Denied { .. }) => {}
+                    // Silence or the end of the connection: it would be the same for every port.
+                    Err(refused) => return Err(Error::Ssh(refused.into())),
                 }
             }
         }
@@ -297,8 +308,7 @@ impl Link {
 
     /// Stops serving, removes what lies on the host, disconnects. Returns whether the host is known to be clean.
     pub(super) async fn close(mut self) -> bool {
-        // Nobody listens when the server has ended already.
-        drop(self.stop_serving.send(true));
+        self.stop_serving.send_replace(true);
         let removed = tokio::time::timeout(REMOVE_TIMEOUT, self.helper.remove()).await;
         let farewell = self.helper.bye();
         drop(tokio::time::timeout(BYE_TIMEOUT, farewell).await);
@@ -315,7 +325,7 @@ async fn start_helper(
     tasks: &mut JoinSet<TaskEnd>,
 ) -> Result<(Helper, Facts), Error> {
     let nonce = Nonce::generate()?;
-    let (process, pump) = session.exec(&nonce.bootstrap(), Keep::All).await?;
+    let (process, pump) = session.exec(&nonce.bootstrap(), Keep::AtMost(HELPER_WAITING)).await?;
     let Process { stdin, mut events, .. } = process;
     let (mut output, stdout) = tokio::io::duplex(HELPER_BUFFER);
     let mut carrying = JoinSet::new();
@@ -407,3 +417,7 @@ const FALLBACK_PORTS: u16 = 8;
 
 /// One answer of the helper in flight.
 const HELPER_BUFFER: usize = 64 * 1024;
+
+/// What the helper may have said and we have not yet taken; it is listened to all the time, and says less than that
+/// in a minute.
+const HELPER_WAITING: usize = 1 << 20;

@@ -3,6 +3,7 @@
 mod event;
 mod link;
 mod options;
+mod watch;
 
 use std::{future::Future, sync::Arc};
 
@@ -99,7 +100,8 @@ impl Error {
             }
             Self::Listener { problem, .. } => problem.hint(),
             Self::SelfTest { port, .. } => {
-                Some(format!("choose another port with `-R`, such as `-R {}`", port + 1))
+                // A neighbour that is a port for every port.
+                Some(format!("choose another port with `-R`, such as `-R {}`", port ^ 1))
             }
             Self::Lost(Lost::Connection { source, .. }) => source.hint(),
             Self::Lost(Lost::Helper { .. }) | Self::NoRandomness(_) => None,
@@ -153,13 +155,15 @@ impl Tunnel {
 
     /// Returns the exports for `shell`, or for the login shell of the host.
     pub(crate) fn exports(&self, shell: Option<Shell>) -> zeroize::Zeroizing<String> {
-        let shell = shell.or(self.exports.login_shell).unwrap_or(Shell::Sh);
+        let shell = shell.or(self.exports.login_shell).unwrap_or_else(|| {
+            if let Some(program) = &self.link.facts.shell {
+                self.inputs.observe(Event::Notice {
+                    message: format!("your login shell there is `{program}`, but these exports are for sh"),
+                });
+            }
+            Shell::Sh
+        });
         shell.render(&self.exports.environment)
-    }
-
-    /// Returns the shell on the host that the exports are for.
-    pub(crate) fn login_shell(&self) -> Option<&str> {
-        self.link.facts.shell.as_deref()
     }
 
     /// Starts the login shell on the host, in our environment.
@@ -188,6 +192,7 @@ impl Tunnel {
             biased;
             done = job => Ok(done),
             lost = self.link.lost(&host) => Err(lost),
+            never = watch::watch(&self.inputs.grants, &host, &*self.inputs.observer) => match never {},
         }
     }
 

@@ -113,6 +113,15 @@ fn streams(process: &mut Child) -> (ChildStdin, ChildStdout) {
     (process.stdin.take().unwrap(), process.stdout.take().unwrap())
 }
 
+#[test]
+fn facts_of_a_hostile_host_can_be_shown() {
+    let rows =
+        ["uid 1000", "system Linux\u{1b}]0;OWNED\u{7}", "shell /bin/\u{9b}2J", "parent 1 2", "sockets no"];
+    let facts = Facts::read(&rows.map(str::to_owned)).unwrap();
+    assert_eq!(facts.system, "Linux\u{fffd}]0;OWNED\u{fffd}");
+    assert_eq!(facts.shell.as_deref(), Some("/bin/\u{fffd}2J"));
+}
+
 impl Link {
     async fn install(&self, key: &str, files: Vec<File>) -> Result<super::super::install::Installed, Error> {
         self.helper.directory(Key::new(key).unwrap()).await?.install(files).await

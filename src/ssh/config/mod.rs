@@ -1,7 +1,7 @@
 //! ssh_config: what OpenSSH's configuration files and options say about one host, as a [`Target`].
 //!
 //! Owns the reading of `~/.ssh/config`, `/etc/ssh/ssh_config` and `-o` options, in OpenSSH's order and with its rules:
-//! [`line`] takes text apart, [`evaluate`] finds out which blocks apply and which value came first, this module
+//! [`mod@line`] takes text apart, [`evaluate`] finds out which blocks apply and which value came first, this module
 //! makes typed values of what was found. It opens no key, no agent and no known_hosts file; it only names them.
 //!
 //! What we cannot do yet is never read as something else: a `Match` criterion that we cannot evaluate makes its
