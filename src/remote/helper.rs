@@ -236,6 +236,7 @@ enum Request {
     Caller(Call, oneshot::Sender<Result<Uid, Unproven>>),
     Listeners(u16, oneshot::Sender<Result<Listening, Error>>),
     Directory(Key, oneshot::Sender<Result<(Place, String), Error>>),
+    Install(Vec<super::install::File>, oneshot::Sender<Result<(), Error>>),
     Write(super::install::File, oneshot::Sender<Result<(), Error>>),
     Remove(oneshot::Sender<Result<(), Error>>),
     Bye(oneshot::Sender<()>),
@@ -380,6 +381,11 @@ impl Helper {
     pub(crate) async fn directory(&self, key: Key) -> Result<Directory, Error> {
         let (place, path) = self.ask(|reply| Request::Directory(key, reply)).await?;
         Ok(Directory::new(self.clone(), place, path))
+    }
+
+    /// Writes all files of a new directory in one exchange: a round trip and a fork for each would be felt.
+    pub(super) async fn install(&self, files: Vec<super::install::File>) -> Result<(), Error> {
+        self.ask(|reply| Request::Install(files, reply)).await
     }
 
     pub(super) async fn write(&self, file: super::install::File) -> Result<(), Error> {

@@ -173,8 +173,9 @@ temporary() {
 };
 
 say row uid "$U";
-say row system "$(uname -s)";
-say row host "$(uname -n)";
+set -- $(uname -sn);
+say row system "$1";
+say row host "$2";
 say row shell "$SHELL";
 say row home "$HOME";
 i=;
@@ -222,6 +223,34 @@ while IFS= read -r l; do
         printf "%s\n" "$l";
       done > "$r";
       keep "$3" "$4" "$5";;
+    (files)
+      c=$3;
+      v=;
+      x=;
+      while [ "$c" -gt 0 ] && IFS= read -r l; do
+        c=$((c-1));
+        set -- $l;
+        v="$v $2";
+        x="$x $3 $2";
+        r=/dev/null;
+        [ -n "$D" ] && true > "$D/$2" && r=$D/$2;
+        case $1 in
+          (text)
+            while IFS= read -r l; do
+              [ "$l" = "$N" ] && break;
+              printf "%s\n" "$l";
+            done > "$r";;
+          (*)
+            IFS= read -r l;
+            printf "%s" "$l" > "$r";
+            l=;;
+        esac;
+      done;
+      set -- $([ -n "$D" ] && cd "$D" && wc -c $v);
+      case " $*" in
+        ("$x"|"$x "*" total") say ok;;
+        (*) say no write "$*";;
+      esac;;
     (token)
       temporary;
       IFS= read -r l;

@@ -293,9 +293,9 @@ async fn a_client_that_never_closes_loses_its_place_after_a_while() {
 async fn what_a_server_refuses_to_open_is_told_in_its_words() {
     let (session, _server) = session().await;
     let refused = session.direct_tcpip("127.0.0.1", 4144).await.err().unwrap();
-    assert_eq!(refused.to_string(), "the server refused a connection: Connect failed");
+    assert_eq!(refused.to_string(), "`bastion` refused a connection: Connect failed");
     let refused = session.exec("refused", Keep::All).await.err().unwrap();
-    assert_eq!(refused.to_string(), "the server refused to run a command");
+    assert_eq!(refused.to_string(), "`bastion` refused to run a command");
 }
 
 #[tokio::test]

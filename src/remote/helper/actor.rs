@@ -90,6 +90,16 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
                     Err(_) => Err(Error::NoPlace),
                 }));
             }
+            Request::Install(files, reply) => {
+                let result = match files.iter().find(|file| !file.content.is_fit(self.nonce.as_str())) {
+                    Some(file) => Err(Error::Unfit { name: file.name.to_string() }),
+                    None => {
+                        let answer = self.exchange(&files_command(&files, &self.nonce)).await?;
+                        answer.verdict.map(drop).map_err(|sizes| Error::Write { name: torn(&files, &sizes) })
+                    }
+                };
+                drop(reply.send(result));
+            }
             Request::Write(file, reply) => {
                 if !file.content.is_fit(self.nonce.as_str()) {
                     drop(reply.send(Err(Error::Unfit { name: file.name.to_string() })));
@@ -210,6 +220,33 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
         };
         timeout(ANSWER_TIMEOUT, talk).await.map_err(|_| Error::Silent)?
     }
+}
+
+/// Returns the first file that has not the size that it should have, in a list of `SIZE NAME` pairs.
+fn torn(files: &[File], sizes: &str) -> String {
+    let words: Vec<&str> = sizes.split(' ').collect();
+    let whole = |file: &File| {
+        let size = file.content.len().to_string();
+        words.windows(2).any(|pair| pair == [size.as_str(), file.name.as_str()])
+    };
+    files.iter().find(|file| !whole(file)).map(|file| file.name.to_string()).unwrap_or_default()
+}
+
+/// Returns the lines that write all of `files`, whose content is fit.
+fn files_command(files: &[File], nonce: &Nonce) -> Zeroizing<Vec<u8>> {
+    let size: usize = files.iter().map(|file| file.content.len() + file.name.as_str().len() + 96).sum();
+    let mut command = Zeroizing::new(Vec::with_capacity(size + 32));
+    command.extend_from_slice(format!("files {}", files.len()).as_bytes());
+    for file in files {
+        let (kind, bytes, end) = match &file.content {
+            Content::Secret(secret) => ("secret", secret.expose_secret().as_bytes(), ""),
+            Content::Text(text) => ("text", text.as_bytes(), nonce.as_str()),
+        };
+        command.extend_from_slice(format!("\n{kind} {} {}\n", file.name, bytes.len()).as_bytes());
+        command.extend_from_slice(bytes);
+        command.extend_from_slice(end.as_bytes());
+    }
+    command
 }
 
 /// Returns the lines that write `file`, whose content is fit.
