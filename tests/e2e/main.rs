@@ -5,3 +5,4 @@
 
 mod sdks;
 mod support;
+mod transports;
