@@ -18,7 +18,7 @@ use crate::{
         config::{ConfigFile, Destination, Request, Surroundings},
         target::{AddressFamily, Target},
     },
-    tunnel::{CallerCheck, Options, PortWish, TokenPlace},
+    tunnel::{CallerCheck, Options, PortWish, TokenPlace, Transport},
 };
 
 /// The environment of this process, read once.
@@ -105,6 +105,7 @@ pub(crate) struct Flags {
     pub(crate) host: String,
     pub(crate) profiles: Vec<String>,
     pub(crate) remote_port: Option<u16>,
+    pub(crate) transport: Option<Transport>,
     pub(crate) ssh_port: Option<u16>,
     pub(crate) login_name: Option<String>,
     pub(crate) identity_files: Vec<PathBuf>,
@@ -239,6 +240,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
         target,
         profiles,
         options: Options {
+            transport: flags.transport.unwrap_or(Transport::Auto),
             port: flags.remote_port.map_or(PortWish::Auto, PortWish::Exactly),
             token: if flags.token_in_environment { TokenPlace::Environment } else { TokenPlace::File },
             caller_check: if flags.trust_host_users {

@@ -30,7 +30,7 @@ use crate::{
     human::Human,
     remote::exports::Shell,
     ssh::host_keys::{self, KnownHostKeys},
-    tunnel::{self, Event, Inputs, Step, Tunnel},
+    tunnel::{self, Event, Inputs, Step, Transport, Tunnel},
 };
 
 /// Connect to a host and let the AWS SDKs there use a role of yours.
@@ -63,6 +63,10 @@ pub(super) struct Arguments {
     /// Port on the host; `auto` is 4144, or a port of your own where another user has that
     #[arg(short = 'R', long, value_name = "PORT|auto", default_value = "auto", value_parser = remote_port)]
     remote_port: RemotePort,
+
+    /// How processes on the host reach us: a port, a unix socket, files, or whatever the server allows
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    transport: TransportArgument,
 
     /// Open the tunnel only: print the exports for the host on stdout and stay until stopped
     #[arg(short = 'N', long, conflicts_with = "command")]
@@ -136,6 +140,18 @@ enum RemotePort {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum TransportArgument {
+    /// A port and a socket together where the server allows them, else files
+    Auto,
+    /// A port on 127.0.0.1, for every SDK as it is
+    Tcp,
+    /// A unix socket that only your own user can open, through credential_process
+    Unix,
+    /// Short-lived role credentials in files, renewed while connected
+    File,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum ShellArgument {
     /// POSIX sh
     Sh,
@@ -206,6 +222,12 @@ impl Arguments {
                 RemotePort::Auto => None,
                 RemotePort::Exactly(port) => Some(port),
             },
+            transport: Some(match self.transport {
+                TransportArgument::Auto => Transport::Auto,
+                TransportArgument::Tcp => Transport::Tcp,
+                TransportArgument::Unix => Transport::Unix,
+                TransportArgument::File => Transport::File,
+            }),
             ssh_port: self.port,
             login_name: self.login_name,
             identity_files: self.identities,
@@ -298,6 +320,7 @@ pub(super) async fn run(
             let inputs = Inputs {
                 target: plan.target.clone(),
                 options: plan.options,
+                key: tunnel::key().map_err(|e| Failure::new(Kind::Failed, e))?,
                 command: match &plan.job {
                     Job::Command { line, .. } => Some(line.clone()),
                     Job::Shell { .. } | Job::Exports { .. } => None,
@@ -545,6 +568,7 @@ fn tunnel_failure(error: tunnel::Error) -> Failure {
         | tunnel::Error::Helper { .. }
         | tunnel::Error::CannotCheckCallers { .. }
         | tunnel::Error::Listener { .. }
+        | tunnel::Error::NoSocket { .. }
         | tunnel::Error::SelfTest { .. } => Kind::ForwardRefused,
         tunnel::Error::Ssh(_) | tunnel::Error::Lost(_) => Kind::Unreachable,
         tunnel::Error::NoRandomness(_) => Kind::Failed,

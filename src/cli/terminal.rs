@@ -108,13 +108,19 @@ impl Terminal {
             Event::Done { step, subject } => self.finish(&words(*step, subject).1),
             Event::Notice { message } => self.notice(message),
             Event::Warning { message } => self.warning(message),
-            Event::Ready { host, port, profiles, .. } => {
+            Event::Ready { host, port, socket, directory, profiles, .. } => {
                 let [first, rest @ ..] = profiles.as_slice() else { return };
                 let also = match rest {
                     [] => String::new(),
                     rest => format!(" (also: {})", rest.join(", ")),
                 };
-                self.notice(&format!("AWS SDKs on {host} get `{first}`{also} from 127.0.0.1:{port}"));
+                let from = match (port, socket) {
+                    (Some(port), Some(_)) => format!("127.0.0.1:{port} and a socket of yours"),
+                    (Some(port), None) => format!("127.0.0.1:{port}"),
+                    (None, Some(socket)) => socket.clone(),
+                    (None, None) => format!("files in {directory}"),
+                };
+                self.notice(&format!("AWS SDKs on {host} get `{first}`{also} from {from}"));
             }
             Event::Stopped { host, host_clean, reason } => {
                 if *host_clean {

@@ -14,9 +14,8 @@ const LOOPBACK: &str = "127.0.0.1,localhost,::1";
 /// What decides about the environment.
 #[derive(Debug)]
 pub(crate) struct Settings<'a> {
-    /// The port of the host that leads to us.
-    pub(crate) port: u16,
-    pub(crate) token: Token<'a>,
+    /// The port of the host that leads to us, and the token for it; `None` where there is no port.
+    pub(crate) endpoint: Option<(u16, Token<'a>)>,
     /// The default grant's region; `None` leaves what the host has.
     pub(crate) region: Option<&'a Region>,
     /// Our own configuration; `None` leaves the host's in force (`--remote-config keep`).
@@ -65,18 +64,28 @@ impl Environment {
     /// Decides about every variable that leads SDKs to us or away from us.
     pub(crate) fn new(settings: Settings<'_>) -> Self {
         let plain = |text: &str| Value::Plain(text.to_owned());
-        let uri = format!("http://127.0.0.1:{}/", settings.port);
-        let mut set = vec![("AWS_CONTAINER_CREDENTIALS_FULL_URI", Value::Plain(uri))];
+        let mut set = Vec::new();
         let mut unset = UNSET.to_vec();
-        match settings.token {
-            Token::File(path) => {
-                set.push(("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", plain(path)));
-                unset.push("AWS_CONTAINER_AUTHORIZATION_TOKEN");
+        match settings.endpoint {
+            Some((port, token)) => {
+                let uri = format!("http://127.0.0.1:{port}/");
+                set.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI", Value::Plain(uri)));
+                match token {
+                    Token::File(path) => {
+                        set.push(("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", plain(path)));
+                        unset.push("AWS_CONTAINER_AUTHORIZATION_TOKEN");
+                    }
+                    Token::Environment(token) => {
+                        set.push(("AWS_CONTAINER_AUTHORIZATION_TOKEN", Value::Secret(token)));
+                        unset.push("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE");
+                    }
+                }
             }
-            Token::Environment(token) => {
-                set.push(("AWS_CONTAINER_AUTHORIZATION_TOKEN", Value::Secret(token)));
-                unset.push("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE");
-            }
+            None => unset.extend([
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+                "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+                "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+            ]),
         }
         if let Some(region) = settings.region {
             set.push(("AWS_REGION", plain(region.as_str())));
@@ -200,7 +209,7 @@ mod tests {
 
     fn settings(token: Token<'_>) -> Settings<'_> {
         let config = ConfigFiles { config: "/d/config", credentials: "/d/credentials" };
-        Settings { port: 4144, token, region: None, config: Some(config) }
+        Settings { endpoint: Some((4144, token)), region: None, config: Some(config) }
     }
 
     /// What a child of `shell` finds in its environment after it read `text` twice.

@@ -18,6 +18,9 @@ const CREDENTIALS: &str = "credentials";
 const ENV_SH: &str = "env.sh";
 const SHELL_SH: &str = "shell.sh";
 const COMMAND_SH: &str = "command.sh";
+const CREDENTIAL_PROCESS_SH: &str = "credential-process.sh";
+const SOCKET_SCRIPT: &str = include_str!("credential-process.sh");
+const FILE_SCRIPT: &str = include_str!("credential-file.sh");
 
 /// The longest encoded profile name that is used whole in a file name.
 const LONGEST_PROFILE: usize = 128;
@@ -25,7 +28,9 @@ const LONGEST_PROFILE: usize = 128;
 /// What a tunnel puts on the host.
 #[derive(Debug)]
 pub(crate) struct Layout<'a> {
-    pub(crate) port: u16,
+    /// The port of the host that leads to us, if there is one.
+    pub(crate) port: Option<u16>,
+    pub(crate) profiles: Profiles,
     /// The grant for whatever asks without a name.
     pub(crate) default: Grant<'a>,
     pub(crate) others: Vec<Grant<'a>>,
@@ -37,8 +42,19 @@ pub(crate) struct Layout<'a> {
     pub(crate) command: Option<&'a str>,
 }
 
+/// How `--profile NAME` gets its credentials on the host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Profiles {
+    /// Not at all: only the container variables lead to us.
+    None,
+    /// Through the unix socket `s` in our directory.
+    Socket,
+    /// From files in our directory.
+    Files,
+}
+
 /// One grant as the host sees it.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Grant<'a> {
     pub(crate) profile: &'a ProfileName,
     /// What SDKs send as `Authorization`: the whole header value.
@@ -55,12 +71,14 @@ impl Layout<'_> {
         let token = path(token_file(self.default.profile).as_str());
         let (config, credentials) = (path(CONFIG), path(CREDENTIALS));
         Environment::new(Settings {
-            port: self.port,
-            token: if self.token_in_environment {
-                Token::Environment(self.default.token.clone())
-            } else {
-                Token::File(&token)
-            },
+            endpoint: self.port.map(|port| {
+                let token = if self.token_in_environment {
+                    Token::Environment(self.default.token.clone())
+                } else {
+                    Token::File(&token)
+                };
+                (port, token)
+            }),
             region: self.default.region,
             config: (!self.keep_config).then_some(ConfigFiles { config: &config, credentials: &credentials }),
         })
@@ -70,15 +88,23 @@ impl Layout<'_> {
     pub(crate) fn files(&self, directory: &str) -> Vec<File> {
         let text = |name: &str, text: String| File { name: fixed(name), content: Content::text(text) };
         let mut files = vec![
-            text(CONFIG, self.config()),
+            text(CONFIG, self.config(directory)),
             text(CREDENTIALS, String::new()),
             text(SHELL_SH, shell_sh(directory)),
         ];
+        match self.profiles {
+            Profiles::None => {}
+            Profiles::Socket => files.push(text(CREDENTIAL_PROCESS_SH, SOCKET_SCRIPT.to_owned())),
+            Profiles::Files => files.push(text(CREDENTIAL_PROCESS_SH, FILE_SCRIPT.to_owned())),
+        }
         if let Some(command) = self.command {
             files.push(text(COMMAND_SH, command_sh(directory, command)));
         }
         let script = Shell::Sh.render(&self.environment(directory));
         files.push(File { name: fixed(ENV_SH), content: Content::Text(script) });
+        if self.profiles == Profiles::Files && self.port.is_none() {
+            return files;
+        }
         // The default grant's file is there with `--token env` too, for processes that no shell of ours starts.
         files.extend(std::iter::once(&self.default).chain(&self.others).map(|grant| File {
             name: token_file(grant.profile),
@@ -89,29 +115,52 @@ impl Layout<'_> {
 
     /// Returns the configuration for SDKs on the host.
     ///
-    /// A profile with only a region leaves the SDK to the container variables, which serve the default grant. So
-    /// only the default grant's profile is there: any other would silently get the default role, and one that is
-    /// missing is refused by every SDK.
-    fn config(&self) -> String {
+    /// With [`Profiles::None`] a profile with only a region leaves the SDK to the container variables, which serve the
+    /// default grant. So only the default grant's profile is there then: any other would silently get the default role,
+    /// and one that is missing is refused by every SDK.
+    fn config(&self, directory: &str) -> String {
         let mut config = String::from("# Made by broker; removed when it ends.\n");
-        let Grant { profile, region, output, .. } = self.default;
-        let mut section = |header: &str| {
-            put(&mut config, format_args!("[{header}]\n"));
-            if let Some(region) = region {
-                put(&mut config, format_args!("region = {region}\n"));
+        section(&mut config, "default", &self.default, self.process(directory, &self.default, true));
+        if self.default.profile.as_str() != "default" {
+            let process = self.process(directory, &self.default, true);
+            section(&mut config, &header(self.default.profile), &self.default, process);
+        }
+        if self.profiles != Profiles::None {
+            for grant in &self.others {
+                let header = match grant.profile.as_str() {
+                    // It would be the section of the default grant, whose name is another: first come, first served.
+                    "default" => continue,
+                    _ => header(grant.profile),
+                };
+                section(&mut config, &header, grant, self.process(directory, grant, false));
             }
-            let plain = |output: &&str| {
-                !output.is_empty() && output.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-            };
-            if let Some(output) = output.filter(plain) {
-                put(&mut config, format_args!("output = {output}\n"));
-            }
-        };
-        section("default");
-        if profile.as_str() != "default" {
-            section(&header(profile));
         }
         config
+    }
+
+    /// Returns the `credential_process` of a grant: words for SDKs that split them, a line for those that run a shell.
+    fn process(&self, directory: &str, grant: &Grant<'_>, default: bool) -> Option<String> {
+        if self.profiles == Profiles::None {
+            return None;
+        }
+        let path = if default { "/".to_owned() } else { format!("/slot/{}", percent_encoded(grant.profile)) };
+        let profile = encoded(grant.profile);
+        Some(format!("/bin/sh {directory}/{CREDENTIAL_PROCESS_SH} {directory} {profile} {path}"))
+    }
+}
+
+fn section(config: &mut String, header: &str, grant: &Grant<'_>, process: Option<String>) {
+    put(config, format_args!("[{header}]\n"));
+    if let Some(region) = grant.region {
+        put(config, format_args!("region = {region}\n"));
+    }
+    let plain =
+        |output: &&str| !output.is_empty() && output.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if let Some(output) = grant.output.filter(plain) {
+        put(config, format_args!("output = {output}\n"));
+    }
+    if let Some(process) = process {
+        put(config, format_args!("credential_process = {process}\n"));
     }
 }
 
@@ -130,6 +179,15 @@ pub(crate) fn command_command(directory: &str) -> String {
 /// Bytes other than letters, digits, `.`, `_` and `-` are written as `=XX`, so that different profiles have
 /// different files; a very long name is cut and told apart by its digest.
 pub(crate) fn token_file(profile: &ProfileName) -> FileName {
+    fixed(&format!("token-{}", encoded(profile)))
+}
+
+/// Returns the name of the file with the role credentials of `profile`, where they lie in files.
+pub(crate) fn role_file(profile: &ProfileName) -> FileName {
+    fixed(&format!("role-{}.json", encoded(profile)))
+}
+
+fn encoded(profile: &ProfileName) -> String {
     let mut encoded = String::new();
     for byte in profile.as_str().bytes() {
         if byte.is_ascii_alphanumeric() || b"._-".contains(&byte) {
@@ -147,7 +205,20 @@ pub(crate) fn token_file(profile: &ProfileName) -> FileName {
             put(&mut encoded, format_args!("{byte:02x}"));
         }
     }
-    fixed(&format!("token-{encoded}"))
+    encoded
+}
+
+/// Returns the name for a URL's path: unreserved characters (RFC 3986, section 2.3), the rest percent-encoded.
+fn percent_encoded(profile: &ProfileName) -> String {
+    let mut encoded = String::new();
+    for byte in profile.as_str().bytes() {
+        if byte.is_ascii_alphanumeric() || b"._-~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            put(&mut encoded, format_args!("%{byte:02X}"));
+        }
+    }
+    encoded
 }
 
 /// Returns the section header of a profile; botocore splits it as a shell would, so odd names are quoted.
@@ -210,7 +281,8 @@ mod tests {
         let token = SecretString::from("Bearer 0123456789abcdef".to_owned());
         let region = "eu-west-1".parse().unwrap();
         test(&Layout {
-            port: 4144,
+            port: Some(4144),
+            profiles: Profiles::None,
             default: Grant { profile: &profile, token: &token, region: Some(&region), output: Some("json") },
             others: vec![Grant { profile: &other, token: &token, region: None, output: None }],
             token_in_environment: false,
@@ -280,9 +352,40 @@ mod tests {
             ("team a", "[profile \"team a\"]\n"),
             ("a#b", "[profile \"a#b\"]\n"),
         ] {
-            with_layout(name, None, |layout| assert_eq!(layout.config(), expected(header)));
+            with_layout(name, None, |layout| assert_eq!(layout.config("/d"), expected(header)));
         }
-        with_layout("default", None, |layout| assert_eq!(layout.config().matches('[').count(), 1));
+        with_layout("default", None, |layout| assert_eq!(layout.config("/d").matches('[').count(), 1));
+    }
+
+    #[test]
+    fn a_profile_has_a_process_that_needs_neither_shell_nor_quotes() {
+        with_layout("team ä", None, |layout| {
+            let layout =
+                Layout { profiles: Profiles::Socket, default: layout.default, others: vec![], ..*layout };
+            let config = layout.config("/run/user/1000/broker-1000/4144");
+            let lines: Vec<_> =
+                config.lines().filter(|line| line.starts_with("credential_process")).collect();
+            assert_eq!(lines.len(), 2, "{config}");
+            for line in lines {
+                let (_, command) = line.split_once(" = ").unwrap();
+                assert!(
+                    command.bytes().all(|b| b.is_ascii_alphanumeric() || b" /._=%-".contains(&b)),
+                    "{command}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn where_credentials_lie_in_files_there_is_no_token() {
+        with_layout("corp", None, |layout| {
+            let default = layout.default;
+            let layout = Layout { port: None, profiles: Profiles::Files, default, others: vec![], ..*layout };
+            assert!(layout.files("/d").iter().all(|file| matches!(file.content, Content::Text(_))));
+            let environment = layout.environment("/d");
+            assert!(environment.unset.contains(&"AWS_CONTAINER_CREDENTIALS_FULL_URI"));
+            assert!(environment.set.iter().all(|(name, _)| !name.contains("CONTAINER")));
+        });
     }
 
     #[test]
@@ -290,7 +393,10 @@ mod tests {
         with_layout("corp", None, |layout| {
             let default = Grant { output: Some("json\ncredential_process = x"), ..layout.default };
             let layout = Layout { default, others: vec![], ..*layout };
-            assert!(!layout.config().contains("credential_process") && !layout.config().contains("output"));
+            assert!(
+                !layout.config("/d").contains("credential_process")
+                    && !layout.config("/d").contains("output")
+            );
         });
     }
 

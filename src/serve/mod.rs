@@ -7,7 +7,7 @@
 
 pub(crate) mod front;
 mod replay;
-mod reply;
+pub(crate) mod reply;
 
 use std::{convert::Infallible, pin::pin, sync::Mutex, time::Duration};
 

@@ -82,6 +82,19 @@ struct Health<'a> {
     expiration: &'a str,
 }
 
+/// Returns credentials as `credential_process` reads them, in one line; `None` when their end cannot be written.
+pub(crate) fn credentials_text(credentials: &RoleCredentials) -> Option<Zeroizing<String>> {
+    let reply = Reply::credentials(credentials);
+    if reply.status != 200 {
+        return None;
+    }
+    let text = std::str::from_utf8(&reply.body.bytes).ok()?;
+    let mut line = Zeroizing::new(String::with_capacity(text.len() + 1));
+    line.push_str(text);
+    line.push('\n');
+    Some(line)
+}
+
 impl Reply {
     /// Answers with credentials.
     pub(crate) fn credentials(credentials: &RoleCredentials) -> Self {

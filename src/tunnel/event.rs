@@ -15,7 +15,18 @@ pub(crate) enum Event {
     /// Something that needs the person's attention.
     Warning { message: String },
     /// Processes on the host get credentials from now on.
-    Ready { host: String, port: u16, url: String, profiles: Vec<String>, directory: String },
+    Ready {
+        host: String,
+        /// The port on the host's 127.0.0.1, where one leads to us.
+        port: Option<u16>,
+        /// The path of the unix socket, where one leads to us.
+        socket: Option<String>,
+        /// Whether credentials lie in files, because nothing leads to us.
+        files: bool,
+        url: Option<String>,
+        profiles: Vec<String>,
+        directory: String,
+    },
     /// The tunnel is closed and the host is clean, or is not and this says why.
     Stopped { host: String, reason: String, host_clean: bool },
 }

@@ -16,13 +16,16 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{CallerCheck, DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, reraise};
+use super::{
+    CallerCheck, DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, Transport, reraise,
+    role_files::{self, Written},
+};
 use crate::{
-    caller::{Caller, Unproven},
+    caller::{Caller, Uid, Unproven},
     creds::grant::Grants,
     remote::{
         helper::{self, Facts, Helper, Nonce},
-        install::Key,
+        install::{Directory, Installed, Key},
         probe::{self, Attempt, Probes},
         sockets,
     },
@@ -30,7 +33,7 @@ use crate::{
     ssh::{
         dial,
         error::ForwardRefused,
-        forward::{Arrival, Forward},
+        forward::{Arrival, Forward, Listener},
         handler::Ended,
         process::{Event as ProcessEvent, Keep, Process},
         session::{Session, Unauthenticated},
@@ -42,10 +45,23 @@ pub(super) struct Link {
     pub(super) session: Arc<Session>,
     pub(super) helper: Helper,
     pub(super) facts: Facts,
-    pub(super) port: u16,
-    forward: Option<Forward>,
+    pub(super) ways: Ways,
+    /// Ours and empty, until something is installed in it.
+    pub(super) directory: Option<Directory>,
+    forwards: Vec<Forward>,
     tasks: JoinSet<TaskEnd>,
     stop_serving: watch::Sender<bool>,
+}
+
+/// How processes on the host reach us over this link. At least one of the first two, or `file`.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Ways {
+    /// The port on 127.0.0.1, verified.
+    pub(crate) port: Option<u16>,
+    /// The path of the unix socket.
+    pub(crate) socket: Option<String>,
+    /// Credentials lie in files.
+    pub(crate) file: bool,
 }
 
 /// Which task of the link ended.
@@ -96,7 +112,10 @@ impl Link {
         inputs.observe(Event::Started { step: Step::Forward, subject: inputs.host() });
         match Self::establish(inputs, Arc::clone(&session)).await {
             Ok(link) => {
-                let subject = format!("{}:{}", inputs.host(), link.port);
+                let subject = match link.ways.port {
+                    Some(port) => format!("{}:{port}", inputs.host()),
+                    None => inputs.host(),
+                };
                 inputs.observe(Event::Done { step: Step::Forward, subject });
                 Ok(link)
             }
@@ -113,34 +132,97 @@ impl Link {
     }
 
     async fn establish(inputs: &Inputs, session: Arc<Session>) -> Result<Self, Error> {
+        let transport = inputs.options.transport;
         let wanted = match inputs.options.port {
             PortWish::Auto => DEFAULT_PORT,
             PortWish::Exactly(port) => port,
         };
         let mut tasks = JoinSet::new();
+        let forward = async {
+            match transport {
+                Transport::Auto | Transport::Tcp => Some(session.forward_tcp(wanted).await),
+                Transport::Unix | Transport::File => None,
+            }
+        };
         // Both at once: one round trip instead of two.
-        let (forward, helper) =
-            tokio::join!(session.forward_tcp(wanted), start_helper(inputs, &session, &mut tasks));
+        let (forward, helper) = tokio::join!(forward, start_helper(inputs, &session, &mut tasks));
         let (helper, facts) = helper?;
         let (stop_serving, _) = watch::channel(false);
-        let mut link = Self { session, helper, facts, port: wanted, forward: None, tasks, stop_serving };
-        let forward = match forward {
-            Ok((forward, _)) => forward,
-            Err(refused) => link.another_port(inputs, wanted, refused).await?,
+        let mut link = Self {
+            session,
+            helper,
+            facts,
+            ways: Ways::default(),
+            directory: None,
+            forwards: Vec::new(),
+            tasks,
+            stop_serving,
         };
-        let forward = link.check_listener(inputs, forward).await?;
-        let forward = link.self_test(inputs, forward).await?;
-        link.forward = Some(forward);
+        let without_port = match forward {
+            None => None,
+            Some(asked) => link.open_port(inputs, wanted, asked).await.err(),
+        };
+        // A port that was asked for by its number, or a tunnel that leads elsewhere, is no case for another way.
+        let only_port = transport == Transport::Tcp || inputs.options.port != PortWish::Auto;
+        let without_port = match without_port {
+            Some(error) if only_port || !error.leaves_other_ways() => return Err(error),
+            without_port => without_port,
+        };
+        let key = link.ways.port.map_or_else(|| inputs.key.clone(), Key::port);
+        let helper_failed = |source| Error::Helper { host: inputs.host(), source };
+        let directory = link.helper.directory(key).await.map_err(helper_failed)?;
+        if matches!(transport, Transport::Auto | Transport::Unix) {
+            let path = format!("{}/s", directory.path());
+            match link.session.forward_streamlocal(&path).await {
+                Ok(forward) => {
+                    link.forwards.push(forward);
+                    link.ways.socket = Some(path);
+                }
+                Err(refused @ ForwardRefused::Denied { .. }) if transport == Transport::Unix => {
+                    return Err(Error::NoSocket { host: inputs.host(), source: refused });
+                }
+                Err(refused @ ForwardRefused::Denied { .. }) => debug!(%refused, "no unix socket"),
+                Err(broken) => return Err(Error::Ssh(broken.into())),
+            }
+        }
+        link.directory = Some(directory);
+        link.ways.file = link.ways.port.is_none() && link.ways.socket.is_none();
+        if let Some(error) = without_port {
+            let instead = if link.ways.file {
+                "role credentials are kept in files there instead, and renewed while we are connected"
+            } else {
+                "processes there are served through a unix socket instead"
+            };
+            inputs.observe(Event::Notice { message: format!("{}; {instead}", error.told()) });
+        }
         Ok(link)
+    }
+
+    /// Takes the port that was asked for, or another one, and proves that it is ours and leads to us.
+    async fn open_port(
+        &mut self,
+        inputs: &Inputs,
+        wanted: u16,
+        asked: Result<(Forward, u16), ForwardRefused>,
+    ) -> Result<(), Error> {
+        let (forward, port) = match asked {
+            Ok((forward, _)) => (forward, wanted),
+            Err(refused) => self.another_port(inputs, wanted, refused).await?,
+        };
+        let forward = self.check_listener(inputs, forward, port).await?;
+        let forward = self.self_test(inputs, forward, port).await?;
+        self.forwards.push(forward);
+        self.ways.port = Some(port);
+        Ok(())
     }
 
     /// Finds out why the port was refused, and takes one of our own where that is what the user wants.
     async fn another_port(
-        &mut self,
+        &self,
         inputs: &Inputs,
         wanted: u16,
         refused: ForwardRefused,
-    ) -> Result<Forward, Error> {
+    ) -> Result<(Forward, u16), Error> {
         if !matches!(refused, ForwardRefused::Denied { .. }) {
             return Err(Error::Ssh(refused.into()));
         }
@@ -155,8 +237,7 @@ impl Link {
                     Ok((forward, _)) => {
                         let message = format!("{refusal}; using port {port} instead");
                         inputs.observe(Event::Notice { message });
-                        self.port = port;
-                        return Ok(forward);
+                        return Ok((forward, port));
                     }
                     Err(ForwardRefused::Denied { .. }) => {}
                     // Silence or the end of the connection: it would be the same for every port.
@@ -197,7 +278,7 @@ impl Link {
     }
 
     /// Proves that the listener is ours alone, or gives it up.
-    async fn check_listener(&self, inputs: &Inputs, forward: Forward) -> Result<Forward, Error> {
+    async fn check_listener(&self, inputs: &Inputs, forward: Forward, port: u16) -> Result<Forward, Error> {
         let host = inputs.host();
         if !self.facts.shows_sockets {
             if inputs.options.caller_check == CallerCheck::TrustHostUsers {
@@ -212,7 +293,7 @@ impl Link {
             self.session.cancel(forward).await;
             return Err(Error::CannotCheckCallers { host, system: self.facts.system.clone() });
         }
-        let listening = match self.helper.listeners(self.port).await {
+        let listening = match self.helper.listeners(port).await {
             Ok(listening) => listening,
             Err(source) => {
                 self.session.cancel(forward).await;
@@ -228,14 +309,14 @@ impl Link {
             }
             Err(problem) => {
                 self.session.cancel(forward).await;
-                Err(Error::Listener { host, port: self.port, problem })
+                Err(Error::Listener { host, port, problem })
             }
         }
     }
 
     /// Sends a nonce to the port from the host's side; it must come out at our end.
-    async fn self_test(&self, inputs: &Inputs, mut forward: Forward) -> Result<Forward, Error> {
-        let (stream, pump) = match self.session.direct_tcpip("127.0.0.1", self.port).await {
+    async fn self_test(&self, inputs: &Inputs, mut forward: Forward, port: u16) -> Result<Forward, Error> {
+        let (stream, pump) = match self.session.direct_tcpip("127.0.0.1", port).await {
             Ok(opened) => opened,
             // PermitOpen and the like: the listener was verified, so this proves nothing against it.
             Err(refused) => {
@@ -274,22 +355,34 @@ impl Link {
             return Ok(forward);
         }
         self.session.cancel(forward).await;
-        Err(Error::SelfTest { host: inputs.host(), port: self.port })
+        Err(Error::SelfTest { host: inputs.host(), port })
     }
 
-    /// Answers what comes through the forward from now on.
-    pub(super) fn serve(&mut self, grants: Arc<Grants>) {
-        let Some(forward) = self.forward.take() else { return };
-        let server = serve_forward(
-            forward,
-            self.port,
-            self.facts.shows_sockets.then(|| self.helper.clone()),
-            grants,
-            self.stop_serving.subscribe(),
-        );
+    /// Answers what comes through the forwards from now on.
+    pub(super) fn serve(&mut self, grants: &Arc<Grants>) {
+        for forward in std::mem::take(&mut self.forwards) {
+            let door = match (&forward.listener, self.facts.shows_sockets) {
+                (Listener::Tcp(port), true) => Door::Checked { port: *port, helper: self.helper.clone() },
+                (Listener::Tcp(port), false) => Door::Trusted { port: *port },
+                (Listener::Local(_), _) => Door::Socket { uid: self.facts.uid },
+            };
+            let server = serve_forward(forward, door, Arc::clone(grants), self.stop_serving.subscribe());
+            self.tasks.spawn(async move {
+                server.await;
+                TaskEnd::Server
+            });
+        }
+    }
+
+    /// Keeps role credentials in files fresh from now on.
+    pub(super) fn keep_files(&mut self, grants: Arc<Grants>, installed: Arc<Installed>, written: Written) {
+        let keeping = role_files::keep(grants, installed, written, self.stop_serving.subscribe());
         self.tasks.spawn(async move {
-            server.await;
-            TaskEnd::Server
+            match keeping.await {
+                Ok(()) => TaskEnd::Server,
+                // A helper that cannot write any more cannot keep its other promises either.
+                Err(error) => TaskEnd::Helper(Err(error)),
+            }
         });
     }
 
@@ -382,11 +475,21 @@ async fn bears(arrival: Arrival, nonce: String) -> bool {
     tokio::join!(read, pump).0
 }
 
+/// How a forward tells who is asking.
+#[derive(Clone)]
+enum Door {
+    /// By the uid that the host shows for the caller's end of the connection.
+    Checked { port: u16, helper: Helper },
+    /// Not at all (`--trust-host-users`).
+    Trusted { port: u16 },
+    /// By the kernel: the socket lies in a 0700 directory of this user, so nobody else can connect but root.
+    Socket { uid: Uid },
+}
+
 /// Accepts what comes through the forward until told to stop or the link is gone, then ends what is open.
 async fn serve_forward(
     mut forward: Forward,
-    port: u16,
-    helper: Option<Helper>,
+    door: Door,
     grants: Arc<Grants>,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -396,7 +499,7 @@ async fn serve_forward(
             _ = stopping.changed() => break,
             arrival = forward.arrivals.recv() => {
                 let Some(arrival) = arrival else { break };
-                connections.spawn(answer(arrival, port, helper.clone(), Arc::clone(&grants)));
+                connections.spawn(answer(arrival, door.clone(), Arc::clone(&grants)));
             }
             Some(ended) = connections.join_next() => reraise(ended),
         }
@@ -404,14 +507,23 @@ async fn serve_forward(
     connections.shutdown().await;
 }
 
-async fn answer(arrival: Arrival, port: u16, helper: Option<Helper>, grants: Arc<Grants>) {
+async fn answer(arrival: Arrival, door: Door, grants: Arc<Grants>) {
     let Arrival { stream, pump, originator } = arrival;
-    let caller = async move {
-        let Some(helper) = helper else { return Ok(Caller::Trusted) };
-        let Some(SocketAddr::V4(originator)) = originator else { return Err(Unproven::Gone) };
-        helper.caller(originator, port).await.map(Caller::Uid)
+    let port = match door {
+        Door::Checked { port, .. } | Door::Trusted { port } => Some(port),
+        Door::Socket { .. } => None,
     };
-    let endpoint = Endpoint { port: Some(port), originator_port: originator.map(|address| address.port()) };
+    let caller = async move {
+        match (door, originator) {
+            (Door::Checked { port, helper }, Some(SocketAddr::V4(originator))) => {
+                helper.caller(originator, port).await.map(Caller::Uid)
+            }
+            (Door::Checked { .. }, _) => Err(Unproven::Gone),
+            (Door::Trusted { .. }, _) => Ok(Caller::Trusted),
+            (Door::Socket { uid }, _) => Ok(Caller::Uid(uid)),
+        }
+    };
+    let endpoint = Endpoint { port, originator_port: originator.map(|address| address.port()) };
     tokio::join!(serve::connection(stream, &endpoint, caller, &grants), pump);
 }
 

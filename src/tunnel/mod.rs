@@ -4,13 +4,14 @@ mod event;
 mod link;
 mod options;
 mod watch;
+mod role_files;
 
 use std::{future::Future, sync::Arc};
 
 pub(crate) use event::{Event, Step};
 use link::Link;
 pub(crate) use link::Lost;
-pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace};
+pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace, Transport};
 use tokio::task::JoinError;
 
 use crate::{
@@ -29,6 +30,14 @@ use crate::{
     ssh::{self, process::Process, pump::Pump, session::HostKeys, target::Target, terminal::Pty},
 };
 
+/// Returns a name for our directory that no other tunnel of this user has.
+pub(crate) fn key() -> Result<Key, crate::random::NoRandomness> {
+    let nonce = helper::Nonce::generate()?;
+    let text = nonce.as_str().get(..12).unwrap_or_default();
+    #[expect(clippy::expect_used, reason = "a nonce is 32 hexadecimal digits")]
+    Ok(Key::new(text).expect("hexadecimal digits"))
+}
+
 /// Hears what happens.
 pub(crate) type Observer = Arc<dyn Fn(Event) + Send + Sync>;
 
@@ -38,6 +47,8 @@ pub(crate) struct Inputs {
     pub(crate) options: Options,
     /// A command for the login shell, whose file has to be installed with the others.
     pub(crate) command: Option<String>,
+    /// The name of our directory on the host where no port gives it one; the same for every link of one tunnel.
+    pub(crate) key: Key,
     pub(crate) allow_uids: Vec<u32>,
     pub(crate) grants: Arc<Grants>,
     pub(crate) host_keys: Arc<dyn HostKeys>,
@@ -80,6 +91,12 @@ pub(crate) enum Error {
         #[source]
         problem: ListenerProblem,
     },
+    #[error("{host} does not forward a unix socket (AllowStreamLocalForwarding)")]
+    NoSocket {
+        host: String,
+        #[source]
+        source: ssh::error::ForwardRefused,
+    },
     #[error("what we sent to port {port} of {host} did not come back to us, so something else is there")]
     SelfTest { host: String, port: u16 },
     #[error(transparent)]
@@ -103,8 +120,27 @@ impl Error {
                 // A neighbour that is a port for every port.
                 Some(format!("choose another port with `-R`, such as `-R {}`", port ^ 1))
             }
+            Self::NoSocket { .. } => Some(
+                "use `--transport tcp`, or ask for `AllowStreamLocalForwarding yes` in sshd_config"
+                    .to_owned(),
+            ),
             Self::Lost(Lost::Connection { source, .. }) => source.hint(),
             Self::Lost(Lost::Helper { .. }) | Self::NoRandomness(_) => None,
+        }
+    }
+}
+
+impl Error {
+    /// Whether processes on the host may still be reached in another way than by a port.
+    fn leaves_other_ways(&self) -> bool {
+        matches!(self, Self::Forward { .. } | Self::CannotCheckCallers { .. } | Self::Listener { .. })
+    }
+
+    /// Returns the error with its cause, in one line.
+    fn told(&self) -> String {
+        match self {
+            Self::Listener { problem, .. } => format!("{self}: {problem}"),
+            _ => self.to_string(),
         }
     }
 }
@@ -113,7 +149,7 @@ impl Error {
 pub(crate) struct Tunnel {
     inputs: Inputs,
     link: Link,
-    installed: Installed,
+    installed: Arc<Installed>,
     exports: Exports,
 }
 
@@ -130,10 +166,10 @@ impl Tunnel {
         let uids =
             std::iter::once(link.facts.uid).chain(inputs.allow_uids.iter().copied().map(crate::caller::Uid));
         inputs.grants.allow(uids);
-        link.serve(Arc::clone(&inputs.grants));
+        link.serve(&inputs.grants);
 
         inputs.observe(Event::Started { step: Step::Install, subject: inputs.host() });
-        let (installed, exports) = match install(&inputs, &link).await {
+        let (installed, exports) = match install(&inputs, &mut link).await {
             Ok(installed) => installed,
             Err(source) => {
                 inputs.grants.revoke_all();
@@ -145,8 +181,10 @@ impl Tunnel {
         inputs.log.record(audit::Entry { event: audit::Event::TunnelUp, ..audit::Entry::default() });
         inputs.observe(Event::Ready {
             host: inputs.host(),
-            port: link.port,
-            url: format!("http://127.0.0.1:{}/", link.port),
+            port: link.ways.port,
+            socket: link.ways.socket.clone(),
+            files: link.ways.file,
+            url: link.ways.port.map(|port| format!("http://127.0.0.1:{port}/")),
             profiles: inputs.grants.list().iter().map(|grant| grant.profile.to_string()).collect(),
             directory: installed.path().to_owned(),
         });
@@ -208,8 +246,8 @@ impl Tunnel {
 }
 
 /// Puts our files on the host.
-async fn install(inputs: &Inputs, link: &Link) -> Result<(Installed, Exports), helper::Error> {
-    let directory = link.helper.directory(Key::port(link.port)).await?;
+async fn install(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, Exports), helper::Error> {
+    let Some(directory) = link.directory.take() else { return Err(helper::Error::NoPlace) };
     match directory.place() {
         Place::Home => inputs.observe(Event::Warning {
             message: format!(
@@ -239,7 +277,12 @@ async fn install(inputs: &Inputs, link: &Link) -> Result<(Installed, Exports), h
         return Err(helper::Error::Unfit { name: "no grant".to_owned() });
     };
     let layout = Layout {
-        port: link.port,
+        port: link.ways.port,
+        profiles: match (&link.ways.socket, link.ways.file) {
+            (Some(_), _) => files::Profiles::Socket,
+            (None, true) => files::Profiles::Files,
+            (None, false) => files::Profiles::None,
+        },
         default,
         others: grants.collect(),
         token_in_environment: inputs.options.token == TokenPlace::Environment,
@@ -248,7 +291,12 @@ async fn install(inputs: &Inputs, link: &Link) -> Result<(Installed, Exports), h
     };
     let environment = layout.environment(directory.path());
     let files = layout.files(directory.path());
-    let installed = directory.install(files).await?;
+    let installed = Arc::new(directory.install(files).await?);
+    if link.ways.file {
+        let mut written = role_files::Written::default();
+        role_files::write(&inputs.grants, &installed, &mut written).await?;
+        link.keep_files(Arc::clone(&inputs.grants), Arc::clone(&installed), written);
+    }
     let login_shell = link.facts.shell.as_deref().and_then(Shell::of);
     Ok((installed, Exports { environment, login_shell }))
 }

@@ -12,6 +12,19 @@ pub(crate) enum PortWish {
 /// The port that tools and people expect (aws-sso's ECS server has it too).
 pub(crate) const DEFAULT_PORT: u16 = 4144;
 
+/// How processes on the host reach us.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Transport {
+    /// A port and a socket together, whichever the server allows; where it allows neither, files.
+    Auto,
+    /// A port on 127.0.0.1, for every SDK as it is.
+    Tcp,
+    /// A unix socket in our directory, through `credential_process`: the kernel lets only our own user in.
+    Unix,
+    /// Role credentials in files that `credential_process` reads, for servers that refuse every forward.
+    File,
+}
+
 /// Where the token lies on the host.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum TokenPlace {
@@ -31,6 +44,7 @@ pub(crate) enum CallerCheck {
 /// What a tunnel is asked to be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
+    pub(crate) transport: Transport,
     pub(crate) port: PortWish,
     pub(crate) token: TokenPlace,
     pub(crate) caller_check: CallerCheck,

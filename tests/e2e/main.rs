@@ -22,4 +22,5 @@ mod refusals;
 mod sdks;
 mod stops;
 mod support;
+mod transports;
 mod users;

@@ -123,7 +123,7 @@ impl World {
         let exports = process.text(Stream::Stdout);
         let environment = self.environment_after(&exports);
         let tunnel = Tunnel { process, exports, environment };
-        self.tokens.push(tunnel.token());
+        self.tokens.extend(tunnel.tokens());
         tunnel
     }
 
@@ -347,6 +347,20 @@ impl Tunnel {
             Some(token) => token.clone(),
             None => std::fs::read_to_string(self.token_file()).unwrap(),
         }
+    }
+
+    /// The directory of ours on the host.
+    pub fn directory(&self) -> PathBuf {
+        Path::new(&self.environment["AWS_CONFIG_FILE"]).parent().unwrap().to_owned()
+    }
+
+    /// Every token that lies on the host.
+    fn tokens(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.directory()).unwrap().map(|entry| entry.unwrap());
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("token-"))
+            .map(|entry| std::fs::read_to_string(entry.path()).unwrap())
+            .collect()
     }
 
     /// Stops it as Ctrl-C does, and returns what it said in all. It has two seconds.

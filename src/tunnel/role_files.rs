@@ -1,0 +1,75 @@
+//! Role credentials in files on the host, for servers that refuse every forward.
+//!
+//! Each grant's file is written before the tunnel is ready, again with every renewal, and emptied when there is nothing
+//! valid to put in. Removal belongs to the directory that the files lie in.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    creds::grant::{Grant, Grants},
+    names::ProfileName,
+    remote::{
+        files::role_file,
+        helper::Error,
+        install::{Content, File, Installed},
+    },
+    serve::reply::credentials_text,
+};
+
+/// What lies in the files, by the access key ids, which are no secrets; `None` for an empty file.
+#[derive(Debug, Default)]
+pub(super) struct Written(HashMap<ProfileName, Option<String>>);
+
+/// Writes what is new.
+pub(super) async fn write(
+    grants: &Grants,
+    installed: &Installed,
+    written: &mut Written,
+) -> Result<(), Error> {
+    for grant in grants.list() {
+        let (id, content) = content(&grant).await;
+        if written.0.get(&grant.profile) == Some(&id) {
+            continue;
+        }
+        installed.write(File { name: role_file(&grant.profile), content }).await?;
+        written.0.insert(grant.profile.clone(), id);
+    }
+    Ok(())
+}
+
+/// Keeps the files as fresh as the grants until `stopping` changes or the helper is gone.
+pub(super) async fn keep(
+    grants: Arc<Grants>,
+    installed: Arc<Installed>,
+    mut written: Written,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let mut changes = grants.changes();
+    loop {
+        tokio::select! {
+            _ = stopping.changed() => return Ok(()),
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        write(&grants, &installed, &mut written).await?;
+    }
+}
+
+async fn content(grant: &Grant) -> (Option<String>, Content) {
+    // What is there already: this never waits for AWS.
+    let text = match grant.credentials(Instant::now()).await {
+        Ok(credentials) => {
+            credentials_text(&credentials).map(|text| (credentials.access_key_id.clone(), text))
+        }
+        Err(_) => None,
+    };
+    match text {
+        Some((id, text)) => (Some(id), Content::Text(text)),
+        None => (None, Content::text(String::new())),
+    }
+}
+
+/// Credentials end by the clock, which no change announces.
+const LOOK: Duration = Duration::from_secs(15);
