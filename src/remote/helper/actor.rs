@@ -165,7 +165,12 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
     }
 
     /// Reads the rows of these callers; `None` when the host does not show them.
-    async fn who(&mut self, file: &str, port: u16, waiting: &[(Call, Reply)]) -> Result<Option<Vec<Row>>, Error> {
+    async fn who(
+        &mut self,
+        file: &str,
+        port: u16,
+        waiting: &[(Call, Reply)],
+    ) -> Result<Option<Vec<Row>>, Error> {
         let mut command = format!("who {file} {port:04X}");
         for (call, _) in waiting {
             #[expect(clippy::expect_used, reason = "a String takes everything")]
