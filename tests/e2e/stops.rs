@@ -39,7 +39,7 @@ fn killed_the_tokens_are_gone_within_a_second() {
     }
     let output = tunnel.process.wait(STOP);
     world.heard("broker", &output);
-    world.wait_for_clean_host(PATIENCE);
+    world.wait_for_clean_host();
     world.assert_clean();
 }
 
@@ -63,7 +63,7 @@ fn on_a_silent_link_the_tokens_are_gone_within_45_seconds_and_we_notice_too() {
     assert_eq!(world.left_on_host(), Vec::<std::path::PathBuf>::new());
     world.assert_no_secret();
     world.sshd.pause_network(false);
-    world.wait_for_clean_host(PATIENCE);
+    world.wait_for_clean_host();
     world.assert_clean();
 }
 
@@ -83,7 +83,7 @@ fn of_a_laptop_that_sleeps_the_tokens_are_gone_within_45_seconds() {
     let output = tunnel.process.wait(PATIENCE);
     assert_eq!(output.code, Some(5), "{output}");
     world.heard("broker", &output);
-    world.wait_for_clean_host(PATIENCE);
+    world.wait_for_clean_host();
     world.assert_clean();
 }
 
@@ -117,7 +117,7 @@ fn when_sshd_dies_we_say_so_and_the_host_is_clean() {
     assert_eq!(output.code, Some(5), "{output}");
     assert!(output.stderr().contains("the connection to bastion was lost"), "{output}");
     world.heard("broker", &output);
-    world.wait_for_clean_host(PATIENCE);
+    world.wait_for_clean_host();
     world.assert_clean();
 }
 
@@ -136,7 +136,7 @@ fn every_signal_to_end_leaves_a_clean_host_within_two_seconds() {
         assert_eq!(output.code, Some(130), "{signal}: {output}");
         assert!(output.stderr().contains("nothing was left there"), "{signal}: {output}");
         world.heard("broker", &output);
-        world.wait_for_clean_host(PATIENCE);
+        world.wait_for_clean_host();
     }
     let down = world.audit().iter().filter(|line| line["event"] == "tunnel_down").count();
     assert_eq!(down, 3);
@@ -157,7 +157,7 @@ fn with_a_host_that_does_not_answer_a_stop_takes_two_seconds_all_the_same() {
     assert!(output.stderr().contains("removes itself"), "it claims that the host is clean: {output}");
     world.heard("broker", &output);
     world.sshd.cont_connections();
-    world.wait_for_clean_host(PATIENCE);
+    world.wait_for_clean_host();
     world.assert_clean();
 }
 
@@ -222,7 +222,7 @@ fn while_sshd_says_nothing_a_stop_takes_two_seconds() {
     });
     let _output = interrupt(&mut world, process);
     world.sshd.pause_network(false);
-    world.wait_for_clean_host(PATIENCE);
+    world.wait_for_clean_host();
     world.assert_clean();
 }
 
@@ -243,11 +243,11 @@ fn stopped_while_the_host_is_being_set_up_nothing_stays_there() {
         ("files lie there", &|world| !world.left_on_host().is_empty()),
     ];
     for (stage, reached) in stages {
-        world.wait_for_clean_host(PATIENCE);
+        world.wait_for_clean_host();
         let process = world.laptop.spawn(world.connect(&["-N", "-p", "dev", "-p", "audit"]));
         eventually(stage, PATIENCE, || if reached(&world) { Ok(()) } else { Err("not yet".to_owned()) });
         let _output = interrupt(&mut world, process);
-        world.wait_for_clean_host(PATIENCE);
+        world.wait_for_clean_host();
     }
     // And killed, at the latest stage.
     let mut process = world.laptop.spawn(world.connect(&["-N", "-p", "dev"]));
@@ -257,7 +257,7 @@ fn stopped_while_the_host_is_being_set_up_nothing_stays_there() {
     process.signal(Signal::SIGKILL);
     let output = process.wait(STOP);
     world.heard("broker", &output);
-    world.wait_for_clean_host(PATIENCE);
+    world.wait_for_clean_host();
     world.assert_clean();
 }
 
@@ -287,7 +287,7 @@ fn assert_restored(world: &mut World, (mut terminal, settings): (Terminal, Strin
     terminal.send("\n");
     let output = terminal.wait(PATIENCE);
     world.heard("broker on a terminal", &output);
-    world.wait_for_clean_host(STOP);
+    world.wait_for_clean_host();
     output.stdout()
 }
 
@@ -422,9 +422,10 @@ fn a_closed_terminal_ends_us_and_leaves_a_clean_host() {
         process.wait_for_line(Stream::Stdout, "ready", PATIENCE);
         process.send("\n");
         let output = process.wait(STOP);
+        assert_eq!(world.left_on_host(), Vec::<std::path::PathBuf>::new());
         assert!(output.stdout().contains("code 130"), "{output}");
         world.heard("broker", &output);
-        world.wait_for_clean_host(STOP);
+        world.wait_for_clean_host();
     }
     world.assert_clean();
 }
@@ -444,11 +445,12 @@ fn the_exit_status_is_the_commands() {
         ("no-such-command-at-all", 127),
     ] {
         let output = world.run(world.connect(&["-p", "dev", "--", command]));
+        assert_eq!(world.left_on_host(), Vec::<std::path::PathBuf>::new());
         assert_eq!(output.code, Some(code), "{command}: {output}");
         assert_eq!(output.stdout(), "", "{command}: {output}");
         // Our own failures can be told from the command's.
         assert!(!output.stderr().contains("broker: failed"), "{command}: {output}");
-        world.wait_for_clean_host(STOP);
+        world.wait_for_clean_host();
     }
     world.assert_clean();
 }
@@ -550,7 +552,7 @@ fn when_nobody_reads_our_output_any_more_all_ends() {
     let script = "\"$0\" \"$@\" | head -1; echo \"status ${PIPESTATUS[0]}\"";
     let output = world.run(world.in_shell("bash", script, &connect));
     assert_eq!(output.stdout(), "y\nstatus 141\n", "{output}");
-    world.wait_for_clean_host(STOP);
+    world.wait_for_clean_host();
     world.assert_clean();
 }
 

@@ -24,6 +24,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// What a stop may take (`product.md` 7), as the user sees it.
 pub const STOP: Duration = Duration::from_secs(2);
 
+/// What processes on a busy host may take to end by themselves; less than the dead-man switch, which must not be needed.
+pub const TIDY: Duration = Duration::from_secs(15);
+
 /// The alias of the host in the laptop's ssh_config.
 pub const BASTION: &str = "bastion";
 
@@ -239,8 +242,8 @@ impl World {
 
     /// Waits until nothing of ours lies on the host and nothing of its user runs there.
     #[track_caller]
-    pub fn wait_for_clean_host(&self, deadline: Duration) {
-        eventually("the host is clean", deadline, || {
+    pub fn wait_for_clean_host(&self) {
+        eventually("the host is clean", TIDY, || {
             let (left, running) = (self.left_on_host(), self.running_on_host());
             if left.is_empty() && running.is_empty() {
                 Ok(())

@@ -6,7 +6,7 @@ use sandbox::{
 };
 use serde_json::Value;
 
-use crate::support::{ACCOUNT, PATIENCE, STOP, Tunnel, World, eventually, sdk};
+use crate::support::{ACCOUNT, PATIENCE, Tunnel, World, eventually, sdk};
 
 /// Listens on an address and tells of everything that reaches it.
 const SQUATTER: &str = r#"
@@ -198,7 +198,7 @@ fn a_port_that_was_asked_for_is_never_replaced() {
     let output = world.run(world.connect(&["-p", "dev", "-R", "4144", "--", "echo ran"]));
     assert_eq!((output.code, output.stdout()), (Some(255), String::new()), "{output}");
     assert_nobody_came(&squatter);
-    world.wait_for_clean_host(STOP);
+    world.wait_for_clean_host();
     world.assert_clean();
 }
 
