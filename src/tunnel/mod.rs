@@ -166,6 +166,11 @@ impl Tunnel {
         shell.render(&self.exports.environment)
     }
 
+    /// Returns the path of the host's login shell.
+    pub(crate) fn login_shell(&self) -> Option<&str> {
+        self.link.facts.shell.as_deref()
+    }
+
     /// Starts the login shell on the host, in our environment.
     pub(crate) async fn shell(&self, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
         self.run(&files::shell_command(self.installed.path()), pty).await
