@@ -18,18 +18,18 @@ pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
                 line(&mut text, format_args!("setenv {name} {};", *value));
             }
             // `*` alone means no proxy at all, and would not any more with company. Variables are looked up even
-            // behind an `if` that is false, and one that is not there is an error: so both get a value first.
-            // `:q` keeps what is in them from being read again.
+            // behind an `if` that is false, and one that is not there is an error: so both get a value first. The
+            // csh of BSD takes a quoted pattern literally.
             Value::Added { items, sibling } => {
                 line(
                     &mut text,
                     format_args!(
                         "if (! $?{name}) setenv {name} '';\n\
                          if (! $?{sibling}) setenv {sibling} '';\n\
-                         if (\"${name}:q\" == '') setenv {name} \"${sibling}:q\";\n\
-                         if (\"${name}:q\" == '') setenv {name} '{items}';\n\
-                         if (\",${{{name}:q}},\" !~ '*,{first},*' && \"${name}:q\" != '*') \
-                         setenv {name} \"${name}:q,{items}\";",
+                         if (\"${name}\" == '') setenv {name} \"${sibling}\";\n\
+                         if (\"${name}\" == '') setenv {name} '{items}';\n\
+                         if (\",${{{name}}},\" !~ *,{first},* && \"${name}\" != '*') \
+                         setenv {name} \"${{{name}}},{items}\";",
                         first = items.first(),
                         items = items.0,
                     ),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Every way in which a shell reads our text, which is in FILE.
-const READERS: [(&str, Shell, &str); 15] = [
+const READERS: [(&str, Shell, &str); 17] = [
     ("dash", Shell::Sh, "set -eu; . FILE; . FILE"),
     ("dash", Shell::Sh, "set -eu; eval \"$(/bin/cat FILE)\""),
     ("ksh", Shell::Sh, "set -eu; . FILE; . FILE"),
@@ -21,6 +21,8 @@ const READERS: [(&str, Shell, &str); 15] = [
     ("fish --no-config", Shell::Fish, "eval (/bin/cat FILE)"),
     ("tcsh -f", Shell::Csh, "source FILE; source FILE"),
     ("tcsh -f", Shell::Csh, "eval \"`/bin/cat FILE`\""),
+    ("bsd-csh -f", Shell::Csh, "source FILE; source FILE"),
+    ("bsd-csh -f", Shell::Csh, "eval \"`/bin/cat FILE`\""),
     ("tcsh -f", Shell::Csh, "set backslash_quote; source FILE"),
 ];
 

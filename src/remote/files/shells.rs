@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Login shells, each with the rc file that it reads as one, and what that says about it.
-const LOGIN_SHELLS: [(&str, &str, &str); 9] = [
+const LOGIN_SHELLS: [(&str, &str, &str); 10] = [
     ("sh", ".profile", RC_SH),
     ("dash", ".profile", RC_SH),
     ("ash", ".profile", RC_SH),
@@ -22,6 +22,7 @@ const LOGIN_SHELLS: [(&str, &str, &str); 9] = [
     ("zsh", ".zprofile", RC_SH),
     ("fish", ".config/fish/config.fish", "status is-login; and echo rc of login\nset -gx PATH /rc $PATH\n"),
     ("tcsh", ".login", "echo rc of login\nsetenv PATH /rc:$PATH\n"),
+    ("bsd-csh", ".login", "echo rc of login\nsetenv PATH /rc:$PATH\n"),
     ("csh", ".login", "echo rc of login\nsetenv PATH /rc:$PATH\n"),
 ];
 const RC_SH: &str = "echo rc of login\nPATH=/rc:$PATH\n";
