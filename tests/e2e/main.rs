@@ -17,6 +17,7 @@ mod commands;
 mod hostile;
 mod load;
 mod sdks;
+mod shells;
 mod stops;
 mod support;
 mod users;
