@@ -153,12 +153,43 @@ enum TransportArgument {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ShellArgument {
-    /// POSIX sh
+    /// POSIX sh, also for dash, ksh and ash: eval "$(...)"
     Sh,
-    /// bash
+    /// bash: eval "$(...)"
     Bash,
-    /// zsh
+    /// zsh: eval "$(...)"
     Zsh,
+    /// fish: ... | source
+    Fish,
+    /// csh: eval "`...`"
+    Csh,
+    /// tcsh: eval "`...`"
+    Tcsh,
+    /// PowerShell 5.1 and 7: ... | Out-String | Invoke-Expression
+    #[value(name = "powershell", alias = "pwsh")]
+    PowerShell,
+    /// cmd.exe, as a batch file to `call`
+    Cmd,
+    /// {"set":{NAME:VALUE},"unset":[NAME]}, without the host's own NO_PROXY
+    Json,
+    /// NAME=VALUE lines, without the host's own NO_PROXY; what must not be set is in a comment
+    Dotenv,
+}
+
+impl From<ShellArgument> for Shell {
+    fn from(argument: ShellArgument) -> Self {
+        match argument {
+            ShellArgument::Sh => Self::Sh,
+            ShellArgument::Bash => Self::Bash,
+            ShellArgument::Zsh => Self::Zsh,
+            ShellArgument::Fish => Self::Fish,
+            ShellArgument::Csh | ShellArgument::Tcsh => Self::Csh,
+            ShellArgument::PowerShell => Self::PowerShell,
+            ShellArgument::Cmd => Self::Cmd,
+            ShellArgument::Json => Self::Json,
+            ShellArgument::Dotenv => Self::Dotenv,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -237,11 +268,7 @@ impl Arguments {
             inet6: self.inet6,
             host_key: self.host_key,
             no_shell: self.no_shell,
-            print_env: self.print_env.map(|shell| match shell {
-                ShellArgument::Sh => Shell::Sh,
-                ShellArgument::Bash => Shell::Bash,
-                ShellArgument::Zsh => Shell::Zsh,
-            }),
+            print_env: self.print_env.map(Shell::from),
             command: self.command,
             request_tty: match (self.tty, self.no_tty) {
                 (true, _) => Some(true),
@@ -387,6 +414,11 @@ async fn job(
     let term = environment.get("TERM");
     let started = match &plan.job {
         Job::Exports { shell } => {
+            if shell.is_none()
+                && let Some(notice) = sh_instead(host, tunnel.login_shell())
+            {
+                terminal.notice(&notice);
+            }
             let exports = tunnel.exports(*shell);
             terminal.data(exports.as_bytes()).map_err(|e| Failure::new(Kind::Failed, NotPrinted(e)))?;
             let lost = tunnel.during(std::future::pending::<ExitCode>()).await;
@@ -414,6 +446,20 @@ async fn job(
     let ran = tunnel.during(console::run(terminal, process, pump)).await;
     let outcome = ran.map_err(|e| tunnel_failure(e.into()))?.map_err(|e| Failure::new(Kind::Failed, e))?;
     console::exit_code(outcome, host)
+}
+
+/// Says that the exports are for sh because the login shell's language is not ours.
+fn sh_instead(host: &str, login_shell: Option<&str>) -> Option<String> {
+    match login_shell {
+        Some(path) if Shell::of(path).is_some() => None,
+        Some(path) => Some(format!(
+            "the exports are for sh, as the login shell of {host} is `{}`; `--print-env` chooses another language",
+            crate::printable::one_line(path)
+        )),
+        None => Some(format!(
+            "the exports are for sh, as the login shell of {host} is not known; `--print-env` chooses another language"
+        )),
+    }
 }
 
 /// How a person may sign in.
@@ -592,3 +638,35 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(1900);
 
 /// For the last audit lines, when the host has used up the rest of [`STOP_TIMEOUT`].
 const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(150);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_language_can_be_asked_for() {
+        let all = "sh bash zsh fish csh tcsh powershell cmd json dotenv";
+        let names: Vec<_> = ShellArgument::value_variants()
+            .iter()
+            .filter_map(|shell| Some(shell.to_possible_value()?.get_name().to_owned()))
+            .collect();
+        assert_eq!(names.join(" "), all);
+        for name in all.split(' ').take(8) {
+            let shell = ShellArgument::from_str(name, false).map(Shell::from);
+            assert_eq!(shell.ok(), Shell::of(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_login_shell_without_exports_is_named() {
+        for known in ["/bin/bash", "/usr/bin/fish", "/bin/csh", "/usr/bin/pwsh", "/bin/rbash"] {
+            assert_eq!(sh_instead("h", Some(known)), None, "{known}");
+        }
+        for unknown in ["/usr/sbin/nologin", "/usr/bin/xonsh", "/usr/bin/nu", "/x\u{1b}[2J"] {
+            let notice = sh_instead("h", Some(unknown)).unwrap();
+            assert!(notice.contains(unknown) != unknown.contains('\u{1b}'), "{notice}");
+            assert!(!notice.contains('\u{1b}') && notice.contains("for sh"), "{notice}");
+        }
+        assert!(sh_instead("h", None).unwrap().contains("not known"));
+    }
+}

@@ -3,8 +3,8 @@
 mod event;
 mod link;
 mod options;
-mod watch;
 mod role_files;
+mod watch;
 
 use std::{future::Future, sync::Arc};
 
@@ -202,6 +202,11 @@ impl Tunnel {
             Shell::Sh
         });
         shell.render(&self.exports.environment)
+    }
+
+    /// Returns the path of the host's login shell.
+    pub(crate) fn login_shell(&self) -> Option<&str> {
+        self.link.facts.shell.as_deref()
     }
 
     /// Starts the login shell on the host, in our environment.
