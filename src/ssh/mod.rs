@@ -17,6 +17,7 @@ mod peer;
 pub(crate) mod process;
 pub(crate) mod pump;
 pub(crate) mod session;
+pub(crate) mod sftp;
 pub(crate) mod target;
 pub(crate) mod terminal;
 pub(crate) mod transport;
