@@ -4,5 +4,6 @@
 //! Needs root; `tests/run` installs what else is needed.
 
 mod sdks;
+mod sftp;
 mod support;
 mod transports;
