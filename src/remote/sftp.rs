@@ -74,7 +74,7 @@ struct State {
 #[derive(Clone, Debug)]
 struct Taken {
     path: String,
-    /// Directories above it that we share or may have made, innermost first: removed when they are empty.
+    /// Directories above it that we share or made, innermost first: removed when they are empty.
     above: Vec<String>,
     /// What we wrote there.
     files: BTreeSet<String>,
@@ -116,9 +116,10 @@ impl Sftp {
             let shared = format!("{base}/{shared}");
             let mut above = vec![shared.clone()];
             if place == Place::Home {
-                // Somebody else may just have made it; what matters is what it is.
-                drop(client.make_directory(&base, 0o700).await);
-                above.push(cache.clone());
+                // It may be there already; what matters is what it is.
+                if client.make_directory(&base, 0o700).await.is_ok() {
+                    above.push(cache.clone());
+                }
             } else if !whole {
                 // A chroot's own `/tmp` is nowhere that a program would look.
                 continue;
@@ -132,6 +133,9 @@ impl Sftp {
                 }
                 Err(Unsafe::Refused(error)) if error.status().is_none() => return Err(error.into()),
                 Err(error) => {
+                    for directory in above {
+                        drop(client.remove_directory(&directory).await);
+                    }
                     debug!(%base, %error, "a place will not do");
                     reason = Some(error);
                 }

@@ -6,7 +6,7 @@ use tokio::{io::AsyncWriteExt as _, task::JoinSet};
 
 use super::{Error, Inputs, link::TaskEnd, reraise};
 use crate::{
-    remote::helper::{self, Facts, Helper, Nonce},
+    remote::helper::{self, Facts, Helper, Nonce, Said},
     ssh::{
         inbox::Exit,
         process::{Event as ProcessEvent, Keep, Process},
@@ -42,8 +42,9 @@ pub(super) async fn start_helper(
     });
     let started = tokio::select! {
         started = helper::start(stdin, stdout, nonce) => started,
-        () = until_nothing_runs(session) => {
-            Err(helper::Error::NoHelper { why: "another program than the login shell takes its commands", said: None })
+        said = until_nothing_runs(session) => {
+            let why = "another program than the login shell takes its commands";
+            Err(helper::Error::NoHelper { why, said: Said::of(&said) })
         }
     };
     let (helper, actor, facts) = started.map_err(|source| Error::Helper { host: inputs.host(), source })?;
@@ -58,9 +59,11 @@ pub(super) async fn start_helper(
     Ok((helper, facts))
 }
 
-/// Returns when it is certain that no command runs on the host, sooner than a helper that says nothing would tell:
-/// what `ForceCommand internal-sftp` runs instead ends without a word when its input does. A slow login shell does not.
-async fn until_nothing_runs(session: &Session) {
+/// Returns, with what was said instead, when it is certain that no command runs on the host.
+///
+/// That is sooner than a helper that says nothing would tell: what `ForceCommand internal-sftp` runs instead ends when
+/// its input does. A slow login shell does not end before it has run the command.
+async fn until_nothing_runs(session: &Session) -> Vec<u8> {
     tokio::time::sleep(PROBE_AFTER).await;
     let probe = async {
         let (process, pump) = session.exec("echo broker-runs", Keep::AtMost(HELPER_BUFFER)).await.ok()?;
@@ -80,9 +83,9 @@ async fn until_nothing_runs(session: &Session) {
         };
         tokio::join!(ended, pump).0
     };
-    let nothing = probe.await.is_some_and(|said| !said.windows(RUNS.len()).any(|window| window == RUNS));
-    if !nothing {
-        std::future::pending::<()>().await;
+    match probe.await {
+        Some(said) if !said.windows(RUNS.len()).any(|window| window == RUNS) => said,
+        _ => std::future::pending().await,
     }
 }
 

@@ -352,3 +352,50 @@ fn what_replaced_our_directory_is_not_followed() {
     fs::remove_file(format!("/dev/shm/broker-{}", user.uid)).unwrap();
     world.assert_clean();
 }
+
+#[test]
+fn a_host_that_froze_does_not_hold_a_stop_for_more_than_two_seconds() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = sftp_only(user());
+    let tunnel = world.tunnel(&["-p", "dev", "-p", "audit"]);
+    world.sshd.stop_connections();
+    let output = tunnel.stop(&mut world);
+    assert!(output.stderr().contains("could not be removed: they end at "), "{output}");
+    world.sshd.cont_connections();
+    world.sshd.kill_connections();
+    stop(world.tunnel(&["-p", "dev"]), &mut world);
+    world.assert_clean();
+}
+
+#[test]
+fn an_sftp_server_that_dies_alone_ends_the_tunnel_in_words() {
+    if sandbox::isolated!() {
+        return;
+    }
+    // A process of its own, unlike internal-sftp.
+    let options = SshdOptions::new(user())
+        .config("Subsystem sftp /usr/lib/openssh/sftp-server")
+        .config("ForceCommand /usr/lib/openssh/sftp-server");
+    let mut world = World::with(options);
+    let mut tunnel = world.tunnel(&["-p", "dev"]);
+    let servers =
+        Command::new("pgrep").args(["-u", &world.sshd.user().name, "-x", "sftp-server"]).output().unwrap();
+    for pid in String::from_utf8(servers.stdout).unwrap().lines() {
+        let pid: i32 = pid.parse().unwrap();
+        // Processes of other tests of this user are in other networks.
+        let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        if network(&pid.to_string()) == network("self") {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                .unwrap();
+        }
+    }
+    let output = tunnel.process.wait(PATIENCE);
+    world.heard("broker connect -N", &output);
+    assert_eq!(output.code, Some(5), "{output}");
+    assert!(output.stderr().contains("the SFTP session on bastion ended"), "{output}");
+    assert!(output.stderr().contains("could not be removed: they end at "), "{output}");
+    stop(world.tunnel(&["-p", "dev"]), &mut world);
+    world.assert_clean();
+}
