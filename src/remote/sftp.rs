@@ -177,17 +177,13 @@ impl Sftp {
         // What holds secrets sorts behind what does not, so the other way round.
         let names = files.iter().rev().map(String::as_str).chain([TEMPORARY]);
         let paths: Vec<_> = names.map(|name| format!("{path}/{name}")).collect();
-        client.remove(&paths).await.map_err(Error::Remove)?;
-        if let Err(error) = client.remove_directory(&path).await
-            && error.status() != Some(&Status::NoSuchFile)
-        {
-            // A file that is not ours to know, such as `.nfs…` of a file that a program still reads.
-            empty(client, &path).await.map_err(Error::Remove)?;
-            client.remove_directory(&path).await.map_err(Error::Remove)?;
-        }
-        for directory in above {
-            // Refused when somebody else's files are in it.
-            drop(client.remove_directory(&directory).await);
+        match client.remove_all(&paths, &path, &above).await {
+            Err(error) if error.status().is_some() => {
+                // Something that we do not know of, such as the `.nfs…` of a file that a program is reading.
+                let paths = entries(client, &path).await.map_err(Error::Remove)?;
+                client.remove_all(&paths, &path, &above).await.map_err(Error::Remove)?;
+            }
+            removed => removed.map_err(Error::Remove)?,
         }
         *taken = None;
         Ok(())
@@ -259,9 +255,13 @@ async fn own(client: &mut Client, path: &str) -> Result<Attributes, Unsafe> {
 
 /// Removes every file in a directory.
 async fn empty(client: &mut Client, path: &str) -> Result<(), SftpError> {
-    let entries = client.list(path).await?;
-    let paths: Vec<_> = entries.into_iter().map(|(name, _)| format!("{path}/{name}")).collect();
+    let paths = entries(client, path).await?;
     client.remove(&paths).await
+}
+
+/// Returns the paths of everything in a directory.
+async fn entries(client: &mut Client, path: &str) -> Result<Vec<String>, SftpError> {
+    Ok(client.list(path).await?.into_iter().map(|name| format!("{path}/{name}")).collect())
 }
 
 /// What a file is called while it is written.

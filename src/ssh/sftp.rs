@@ -200,9 +200,10 @@ impl Client {
     /// Returns where a relative path would lead, absolute and without links: `.` is where the session begins.
     pub(crate) async fn real_path(&mut self, path: &str) -> Result<String, Error> {
         match self.one(Request::RealPath(path)).await? {
-            Reply::Names(names) => match <[wire::Name; 1]>::try_from(names) {
-                Ok([name]) => String::from_utf8(name.name)
-                    .map_err(|_| Error::Garbled { what: "a path that is no text" }),
+            Reply::Names(names) => match <[Vec<u8>; 1]>::try_from(names) {
+                Ok([name]) => {
+                    String::from_utf8(name).map_err(|_| Error::Garbled { what: "a path that is no text" })
+                }
                 Err(_) => Err(UNEXPECTED),
             },
             other => Err(refused("find", path, other)),
@@ -246,6 +247,24 @@ impl Client {
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Removes these files, the directory that they are in, and then those of `above` that are empty: one round trip,
+    /// which is what a stop has time for. Fails when the directory is still there.
+    pub(crate) async fn remove_all(
+        &mut self,
+        files: &[String],
+        directory: &str,
+        above: &[String],
+    ) -> Result<(), Error> {
+        let mut requests: Vec<_> = files.iter().map(|path| Request::Remove(path)).collect();
+        requests.push(Request::RemoveDirectory(directory));
+        requests.extend(above.iter().map(|path| Request::RemoveDirectory(path)));
+        let reply = self.ask(&requests).await?.into_iter().nth(files.len()).ok_or(UNEXPECTED)?;
+        match done("remove the directory", directory, reply) {
+            Err(error) if error.status() == Some(&Status::NoSuchFile) => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Renames a file over whatever is there; without OpenSSH's extension there is a moment without either.
@@ -300,7 +319,7 @@ impl Client {
     }
 
     /// Returns the names in a directory, without `.` and `..`; names that are no text are left out.
-    pub(crate) async fn list(&mut self, path: &str) -> Result<Vec<(String, Attributes)>, Error> {
+    pub(crate) async fn list(&mut self, path: &str) -> Result<Vec<String>, Error> {
         let handle = match self.one(Request::OpenDirectory(path)).await? {
             Reply::Handle(handle) => handle,
             other => return Err(refused("open", path, other)),
@@ -310,9 +329,9 @@ impl Client {
             match self.one(Request::ReadDirectory(&handle)).await? {
                 Reply::Names(names) if names.is_empty() => break Err(UNEXPECTED),
                 Reply::Names(names) => entries.extend(names.into_iter().filter_map(|name| {
-                    let text = String::from_utf8(name.name).ok()?;
+                    let text = String::from_utf8(name).ok()?;
                     let own = !matches!(text.as_str(), "." | "..") && !text.contains(['/', '\0']);
-                    own.then_some((text, name.attributes))
+                    own.then_some(text)
                 })),
                 other => match done("read", path, other) {
                     Err(error) if error.status() == Some(&Status::EndOfFile) => break Ok(()),

@@ -303,13 +303,14 @@ fn a_slow_login_shell_is_not_taken_for_none() {
     }
     let user = user();
     mount(&user.home, &format!("size=1m,mode=755,uid={},gid={}", user.uid, user.gid));
-    // bash reads this for the commands of sshd too.
-    fs::write(user.home.join(".bashrc"), "sleep 2\n").unwrap();
+    // bash reads this for the commands of sshd too. The first command is the helper, which is slower than the others.
+    fs::write(user.home.join(".bashrc"), "if mkdir ~/first 2>/dev/null; then sleep 4; fi\n").unwrap();
     for sessions in ["10", "1"] {
         let options = SshdOptions::new(user.clone()).config(format!("MaxSessions {sessions}"));
         let mut world = World::with(options);
         let tunnel = world.tunnel(&["-p", "dev"]);
         assert!(tunnel.environment.contains_key("AWS_CONTAINER_CREDENTIALS_FULL_URI"), "{}", tunnel.exports);
+        fs::remove_dir(user.home.join("first")).unwrap();
         stop(tunnel, &mut world);
         world.assert_clean();
     }
@@ -343,7 +344,9 @@ fn what_replaced_our_directory_is_not_followed() {
     let mut world = sftp_only(user.clone());
     let elsewhere = PathBuf::from("/dev/shm/elsewhere");
     fs::create_dir(&elsewhere).unwrap();
-    fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o700)).unwrap();
+    // As another user's link to a directory of ours.
+    std::os::unix::fs::chown(&elsewhere, Some(user.uid), Some(user.gid)).unwrap();
     std::os::unix::fs::symlink(&elsewhere, format!("/dev/shm/broker-{}", user.uid)).unwrap();
     let tunnel = world.tunnel(&["-p", "dev", "-p", "audit"]);
     assert!(!tunnel.directory().starts_with("/dev/shm"), "{}", tunnel.directory().display());
@@ -397,5 +400,20 @@ fn an_sftp_server_that_dies_alone_ends_the_tunnel_in_words() {
     assert!(output.stderr().contains("the SFTP session on bastion ended"), "{output}");
     assert!(output.stderr().contains("could not be removed: they end at "), "{output}");
     stop(world.tunnel(&["-p", "dev"]), &mut world);
+    world.assert_clean();
+}
+
+#[test]
+fn a_slow_line_is_enough_to_clean_up_in_time() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::with(SshdOptions::new(user()).config("ForceCommand internal-sftp").relay());
+    let tunnel = world.tunnel(&["-p", "dev", "-p", "audit"]);
+    // What a program that still reads a file leaves on a network file system.
+    fs::write(tunnel.directory().join(".nfs0001"), "").unwrap();
+    std::os::unix::fs::chown(tunnel.directory().join(".nfs0001"), Some(world.sshd.user().uid), None).unwrap();
+    world.sshd.delay_network(Duration::from_millis(70));
+    stop(tunnel, &mut world);
     world.assert_clean();
 }

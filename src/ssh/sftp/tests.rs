@@ -47,7 +47,7 @@ async fn a_file_is_private_before_it_is_filled_and_replaces_another() {
         assert_eq!(std::fs::read(&old).unwrap(), b"second");
         assert!(!Path::new(&new).exists());
         client.remove(&[old.clone(), new.clone()]).await.unwrap();
-        assert_eq!(client.list(&here).await.unwrap(), []);
+        assert_eq!(client.list(&here).await.unwrap(), [] as [&str; 0]);
     }
 }
 
@@ -95,7 +95,7 @@ async fn a_call_that_is_dropped_at_any_point_leaves_the_client_usable() {
         client.remove(&[path]).await.unwrap();
     }
     // Handles stay open on the server, but no file stays.
-    assert_eq!(client.list(&here).await.unwrap(), []);
+    assert_eq!(client.list(&here).await.unwrap(), [] as [&str; 0]);
 }
 
 /// A server that says `greeting`, and then `answer` to every request.

@@ -2,8 +2,6 @@
 //!
 //! What we read is bounded and never trusted: a packet that does not parse to its last byte is no packet.
 
-use std::time::{Duration, SystemTime};
-
 use bytes::BufMut as _;
 use zeroize::Zeroizing;
 
@@ -96,28 +94,22 @@ pub(super) struct Handle(Vec<u8>);
 /// What a server answers.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Reply {
-    Status { code: u32, message: String },
+    Status {
+        code: u32,
+        message: String,
+    },
     Handle(Handle),
-    Names(Vec<Name>),
+    /// Of the entries of a directory, or one path.
+    Names(Vec<Vec<u8>>),
     Attributes(Attributes),
-}
-
-/// One entry of a directory, or a path.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Name {
-    pub(super) name: Vec<u8>,
-    pub(super) attributes: Attributes,
 }
 
 /// What is known of a file; servers leave out what they do not know.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Attributes {
-    pub(crate) size: Option<u64>,
     pub(crate) uid: Option<u32>,
     /// With the type of the file, as in `st_mode`.
     pub(crate) mode: Option<u32>,
-    /// By the server's clock.
-    pub(crate) modified: Option<SystemTime>,
 }
 
 /// The packet is not one.
@@ -308,7 +300,8 @@ pub(super) fn reply(packet: &[u8]) -> Result<(u32, Reply), Malformed> {
                 let name = bytes(&mut left)?.to_vec();
                 // The line as `ls -l` would print it, which says nothing more.
                 bytes(&mut left)?;
-                names.push(Name { name, attributes: attributes(&mut left)? });
+                attributes(&mut left)?;
+                names.push(name);
             }
             Reply::Names(names)
         }
@@ -325,7 +318,7 @@ fn attributes(left: &mut &[u8]) -> Result<Attributes, Malformed> {
     }
     let mut attributes = Attributes::default();
     if flags & ATTR_SIZE != 0 {
-        attributes.size = Some(u64(left)?);
+        u64(left)?;
     }
     if flags & ATTR_OWNER != 0 {
         attributes.uid = Some(u32(left)?);
@@ -335,9 +328,7 @@ fn attributes(left: &mut &[u8]) -> Result<Attributes, Malformed> {
         attributes.mode = Some(u32(left)?);
     }
     if flags & ATTR_TIMES != 0 {
-        u32(left)?;
-        let modified = Duration::from_secs(u32(left)?.into());
-        attributes.modified = Some(SystemTime::UNIX_EPOCH + modified);
+        u64(left)?;
     }
     if flags & ATTR_EXTENDED != 0 {
         for _ in 0..u32(left)? {
