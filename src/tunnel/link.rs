@@ -123,11 +123,15 @@ impl Link {
         inputs.observe(Event::Started { step: Step::Forward, subject: inputs.host() });
         match Self::establish(inputs, Arc::clone(&session)).await {
             Ok(link) => {
-                let subject = match link.ways.port {
-                    Some(port) => format!("{}:{port}", inputs.host()),
-                    None => inputs.host(),
+                let verified = match (link.ways.port, &link.ways.socket) {
+                    (Some(port), _) => Some(format!("{}:{port}", inputs.host())),
+                    (None, Some(_)) => Some(inputs.host()),
+                    // There is no tunnel to verify, as a notice has just said.
+                    (None, None) => None,
                 };
-                inputs.observe(Event::Done { step: Step::Forward, subject });
+                if let Some(subject) = verified {
+                    inputs.observe(Event::Done { step: Step::Forward, subject });
+                }
                 Ok(link)
             }
             Err(e) => {

@@ -61,8 +61,9 @@ pub(super) async fn start_helper(
 
 /// Returns, with what was said instead, when it is certain that no command runs on the host.
 ///
-/// That is sooner than a helper that says nothing would tell: what `ForceCommand internal-sftp` runs instead ends when
-/// its input does. A slow login shell does not end before it has run the command.
+/// That is sooner than a helper that says nothing would tell: an SFTP server or a menu that a ForceCommand runs instead
+/// ends when its input does (sshd's own `internal-sftp` does at once). A slow login shell does not end before it has run
+/// the command.
 async fn until_nothing_runs(session: &Session) -> Vec<u8> {
     tokio::time::sleep(PROBE_AFTER).await;
     let probe = async {
