@@ -118,6 +118,7 @@ impl Link {
         .await?;
         inputs.log.note_host_key(&connection.facts().fingerprint);
         let session = Arc::new(connection.authenticate(target).await?);
+        debug!(facts = ?session.facts(), "logged in");
         inputs.observe(Event::Done { step: Step::Connect, subject });
 
         inputs.observe(Event::Started { step: Step::Forward, subject: inputs.host() });
@@ -135,8 +136,13 @@ impl Link {
                 Ok(link)
             }
             Err(e) => {
+                // A dying connection takes the helper along, and says more about why.
+                let ended = match &e {
+                    Error::Helper { .. } => tokio::time::timeout(REASON_TIMEOUT, session.ended()).await.ok(),
+                    _ => None,
+                };
                 session.disconnect().await;
-                Err(e)
+                Err(ended.map_or(e, |source| Lost::Connection { host: inputs.host(), source }.into()))
             }
         }
     }
@@ -286,10 +292,15 @@ impl Link {
         if refusal.is_about_this_port() && inputs.options.port == PortWish::Auto {
             for attempt in 0..FALLBACK_PORTS {
                 let port = probe::fallback_port(facts.uid, attempt);
-                if let Ok((forward, _)) = self.session.forward_tcp(port).await {
-                    inputs
-                        .observe(Event::Notice { message: format!("{refusal}; using port {port} instead") });
-                    return Ok((forward, port));
+                match self.session.forward_tcp(port).await {
+                    Ok((forward, _)) => {
+                        let message = format!("{refusal}; using port {port} instead");
+                        inputs.observe(Event::Notice { message });
+                        return Ok((forward, port));
+                    }
+                    Err(ForwardRefused::Denied { .. }) => {}
+                    // Silence or the end of the connection: it would be the same for every port.
+                    Err(refused) => return Err(Error::Ssh(refused.into())),
                 }
             }
         }
@@ -468,8 +479,7 @@ impl Link {
 
     /// Stops serving, removes what lies on the host, disconnects. Returns whether the host is known to be clean.
     pub(super) async fn close(mut self) -> bool {
-        // Nobody listens when the server has ended already.
-        drop(self.stop_serving.send(true));
+        self.stop_serving.send_replace(true);
         let removed = tokio::time::timeout(REMOVE_TIMEOUT, self.hands.remove()).await;
         let farewell = self.hands.bye();
         drop(tokio::time::timeout(BYE_TIMEOUT, farewell).await);

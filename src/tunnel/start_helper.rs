@@ -1,6 +1,9 @@
 //! The helper's way onto the host, and how it is found out early that there is none.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{io::AsyncWriteExt as _, task::JoinSet};
 
@@ -21,16 +24,24 @@ pub(super) async fn start_helper(
     tasks: &mut JoinSet<TaskEnd>,
 ) -> Result<(Helper, Facts), Error> {
     let nonce = Nonce::generate()?;
-    let (process, pump) = session.exec(&nonce.bootstrap(), Keep::All).await?;
+    let (process, pump) = session.exec(&nonce.bootstrap(), Keep::AtMost(HELPER_WAITING)).await?;
     let Process { stdin, mut events, .. } = process;
     let (mut output, stdout) = tokio::io::duplex(HELPER_BUFFER);
+    // Apart from the answers, into which it could fall at any byte; it may explain a missing helper.
+    let complaints = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&complaints);
     let mut carrying = JoinSet::new();
     carrying.spawn(async move {
         let copy = async move {
             while let Some(event) = events.next().await {
                 let bytes = match event {
-                    // What a login shell complains about belongs to the noise that explains a missing helper.
-                    ProcessEvent::Stdout(bytes) | ProcessEvent::Stderr(bytes) => bytes,
+                    ProcessEvent::Stdout(bytes) => bytes,
+                    ProcessEvent::Stderr(bytes) => {
+                        let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                        let room = LONGEST_COMPLAINT.saturating_sub(heard.len());
+                        heard.extend(bytes.iter().take(room));
+                        continue;
+                    }
                     ProcessEvent::Exit(_) => break,
                 };
                 if output.write_all(&bytes).await.is_err() {
@@ -47,7 +58,10 @@ pub(super) async fn start_helper(
             Err(helper::Error::NoHelper { why, said: Said::of(&said) })
         }
     };
-    let (helper, actor, facts) = started.map_err(|source| Error::Helper { host: inputs.host(), source })?;
+    let (helper, actor, facts) = started.map_err(|source| {
+        let complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        Error::Helper { host: inputs.host(), source: source.with_complaints(&complaints) }
+    })?;
     tasks.spawn(async move {
         let result = actor.await;
         // The channel closes by itself now that nobody writes to it.
@@ -98,3 +112,10 @@ const PROBE_AFTER: Duration = Duration::from_secs(1);
 
 /// One answer of the helper in flight.
 const HELPER_BUFFER: usize = 64 * 1024;
+
+/// What is kept of a login shell's complaints: they are shown to a person.
+const LONGEST_COMPLAINT: usize = 4 * 1024;
+
+/// What the helper may have said and we have not yet taken; it is listened to all the time, and says less than that
+/// in a minute.
+const HELPER_WAITING: usize = 1 << 20;
