@@ -59,7 +59,7 @@ impl Environment {
     }
 
     /// Returns where state that outlives a process is kept: `$XDG_STATE_HOME/broker` (XDG Base Directory 0.8).
-    fn state_directory(&self) -> PathBuf {
+    pub(crate) fn state_directory(&self) -> PathBuf {
         self.get("XDG_STATE_HOME")
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())

@@ -30,7 +30,7 @@ use crate::{
     human::Human,
     remote::exports::Shell,
     ssh::host_keys::{self, KnownHostKeys},
-    tunnel::{self, Event, Inputs, Step, Transport, Tunnel},
+    tunnel::{self, Event, Inputs, Lasting, Step, Transport, Tunnel},
 };
 
 /// Connect to a host and let the AWS SDKs there use a role of yours.
@@ -343,10 +343,14 @@ pub(super) async fn run(
             identity.sign_in(&policy).await?;
             identity.grant(&plan, &grants, clock.clone())?;
             identity.first_credentials(&grants, &policy).await?;
+            let target = &plan.target;
+            let account = format!("{}@{}:{}", target.user, target.hostname, target.port);
             // 4. to 6. The tunnel, and only then what lies on the host.
             let inputs = Inputs {
                 target: plan.target.clone(),
                 options: plan.options,
+                runs: !matches!(plan.job, Job::Exports { .. }),
+                lasting: Lasting::new(environment.state_directory(), account),
                 key: tunnel::key().map_err(|e| Failure::new(Kind::Failed, e))?,
                 command: match &plan.job {
                     Job::Command { line, .. } => Some(line.clone()),
@@ -612,6 +616,9 @@ fn tunnel_failure(error: tunnel::Error) -> Failure {
         tunnel::Error::Ssh(Ssh::ForwardRefused(_) | Ssh::ChannelRefused(_))
         | tunnel::Error::Forward { .. }
         | tunnel::Error::Helper { .. }
+        | tunnel::Error::Install { .. }
+        | tunnel::Error::NothingRuns { .. }
+        | tunnel::Error::NoSftp { .. }
         | tunnel::Error::CannotCheckCallers { .. }
         | tunnel::Error::Listener { .. }
         | tunnel::Error::NoSocket { .. }

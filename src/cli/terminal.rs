@@ -122,9 +122,18 @@ impl Terminal {
                 };
                 self.notice(&format!("AWS SDKs on {host} get `{first}`{also} from {from}"));
             }
-            Event::Stopped { host, host_clean, reason } => {
+            Event::Stopped { host, host_clean, reason, stays_until } => {
                 if *host_clean {
                     self.notice(&format!("{host}: {reason}; nothing was left there"));
+                } else if let Some(until) = stays_until {
+                    let now = self.clock.now();
+                    let minutes = until.duration_since(now).unwrap_or_default().as_secs().div_ceil(60);
+                    let clock = crate::clock::utc(*until).and_then(|utc| Some(utc.get(11..16)?.to_owned()));
+                    self.warning(&format!(
+                        "{host}: {reason}; the role credentials that lie there could not be removed: they end at {} UTC \
+                         (in {minutes} min), and the next connection from here removes them",
+                        clock.unwrap_or_default(),
+                    ));
                 } else {
                     self.warning(&format!("{host}: {reason}; what lay there removes itself within 45 s"));
                 }

@@ -43,6 +43,8 @@ pub(crate) struct Layout<'a> {
     pub(crate) keep_config: bool,
     /// The command after `--`, as the login shell is to read it.
     pub(crate) command: Option<&'a str>,
+    /// Our directory as programs on the host reach it from their `$HOME`, where its path is not known.
+    pub(crate) below_home: Option<&'a str>,
 }
 
 /// How `--profile NAME` gets its credentials on the host.
@@ -155,7 +157,13 @@ impl Layout<'_> {
         }
         let path = if default { "/".to_owned() } else { format!("/slot/{}", percent_encoded(grant.profile)) };
         let profile = encoded(grant.profile);
-        Some(format!("/bin/sh {directory}/{CREDENTIAL_PROCESS_SH} {directory} {profile} {path}"))
+        Some(match self.below_home {
+            None => format!("/bin/sh {directory}/{CREDENTIAL_PROCESS_SH} {directory} {profile} {path}"),
+            // For SDKs that split words as a shell does, and for those that run one.
+            Some(below) => format!(
+                "/bin/sh -c 'exec /bin/sh \"$HOME/{below}/{CREDENTIAL_PROCESS_SH}\" \"$HOME/{below}\" {profile} {path}'"
+            ),
+        })
     }
 }
 
@@ -328,6 +336,7 @@ mod tests {
             token_in_environment: false,
             keep_config: false,
             command,
+            below_home: None,
         })
     }
 
@@ -416,6 +425,41 @@ mod tests {
                     "{command}"
                 );
             }
+        });
+    }
+
+    #[test]
+    fn a_home_whose_path_is_not_known_is_reached_through_the_variable() {
+        with_layout("team ä", None, |layout| {
+            let default = layout.default;
+            let below_home = Some(".cache/broker-7/x");
+            let layout = Layout {
+                port: None,
+                profiles: Profiles::Files,
+                default,
+                others: vec![],
+                below_home,
+                ..*layout
+            };
+            let home = tempfile::tempdir().unwrap();
+            let real = home.path().join(".cache/broker-7/x");
+            std::fs::create_dir_all(&real).unwrap();
+            // What the SFTP server calls it.
+            let files = layout.files("/chroot/.cache/broker-7/x");
+            #[expect(clippy::disallowed_methods, reason = "no secret of anybody's")]
+            for name in ["credential-process.sh", "config"] {
+                std::fs::write(real.join(name), text_of(&files, name)).unwrap();
+            }
+            #[expect(clippy::disallowed_methods, reason = "no secret of anybody's")]
+            std::fs::write(real.join(role_file(default.profile).as_str()), "{}\n").unwrap();
+            let config = text_of(&files, "config");
+            let line = config.lines().find(|line| line.starts_with("credential_process = ")).unwrap();
+            let (_, line) = line.split_once(" = ").unwrap();
+            let output =
+                Command::new("/bin/sh").args(["-c", line]).env("HOME", home.path()).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), "{}\n");
+            // As botocore splits it.
+            assert_eq!(line.split('\'').count(), 3, "{line}");
         });
     }
 

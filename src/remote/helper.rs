@@ -136,6 +136,14 @@ impl Error {
 #[derive(Debug)]
 pub(crate) struct Said(String);
 
+impl Said {
+    /// Returns what there is to show of `output`.
+    pub(crate) fn of(output: &[u8]) -> Option<Self> {
+        let said = printable(String::from_utf8_lossy(output).trim());
+        (!said.is_empty()).then_some(Self(said))
+    }
+}
+
 impl fmt::Display for Said {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A line for each would read as lines of ours, and a flood would bury the error.
@@ -320,8 +328,7 @@ async fn ready<O: AsyncRead + Unpin>(lines: &mut Lines<O>, nonce: &Nonce) -> Res
         Err(_) => "it did not answer in time",
     };
     noise.extend(lines.rest());
-    let said = printable(String::from_utf8_lossy(&noise).trim());
-    Err(Error::NoHelper { why, said: (!said.is_empty()).then_some(Said(said)) })
+    Err(Error::NoHelper { why, said: Said::of(&noise) })
 }
 
 /// Returns `helper.sh` as one line.

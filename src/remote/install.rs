@@ -5,7 +5,10 @@ use std::fmt;
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
-use super::helper::{Error, Helper};
+use super::{
+    helper::{self, Helper},
+    sftp::{self, Sftp},
+};
 
 /// The longest name of a file; file systems take 255 bytes, and a temporary suffix must fit too.
 const LONGEST_NAME: usize = 200;
@@ -51,15 +54,34 @@ pub(crate) enum Place {
     Home,
 }
 
+/// What does our work on the host.
+#[derive(Clone, Debug)]
+pub(crate) enum Hands {
+    /// A helper that runs there.
+    Helper(Helper),
+    /// An SFTP server, where no command runs.
+    Sftp(Sftp),
+}
+
+/// Why nothing could be put on the host, or removed from it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Helper(#[from] helper::Error),
+    #[error(transparent)]
+    Sftp(#[from] sftp::Error),
+}
+
 /// Our directory on the host, mode 0700 and empty at first.
 #[derive(Debug)]
 pub(crate) struct Directory {
-    helper: Helper,
+    hands: Hands,
     place: Place,
     path: String,
+    below_home: Option<String>,
 }
 
-/// What lies on the host. Dropped without [`Self::remove`] it goes with the connection.
+/// What lies on the host. Dropped without [`Self::remove`] it goes with the connection, if a [`Helper`] put it there.
 #[derive(Debug)]
 pub(crate) struct Installed {
     directory: Directory,
@@ -157,17 +179,86 @@ impl Place {
             "home" => Self::Home,
             _ => return None,
         };
-        let valid = path.starts_with('/')
+        Self::is_plain(path).then(|| (place, path.to_owned()))
+    }
+
+    /// Whether a path is absolute, of bearable length, and needs no quoting anywhere.
+    pub(super) fn is_plain(path: &str) -> bool {
+        path.starts_with('/')
             && path.len() <= LONGEST_PATH
             && path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._=-".contains(&b))
-            && !path.split('/').any(|part| part == "..");
-        valid.then(|| (place, path.to_owned()))
+            && !path.split('/').any(|part| part == "..")
+    }
+}
+
+impl Error {
+    /// Returns what the person can do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Helper(error) => error.hint(),
+            Self::Sftp(error) => error.hint(),
+        }
+    }
+}
+
+impl Hands {
+    /// Makes our directory on the host, empty, or returns it again. There is one: another key removes the first.
+    pub(crate) async fn directory(&self, key: Key) -> Result<Directory, Error> {
+        match self {
+            Self::Helper(helper) => Ok(helper.directory(key).await?),
+            Self::Sftp(sftp) => {
+                let sftp::Spot { place, path, below_home } = sftp.directory(&key).await?;
+                Ok(Directory { hands: self.clone(), place, path, below_home })
+            }
+        }
+    }
+
+    async fn install(&self, files: Vec<File>) -> Result<(), Error> {
+        match self {
+            Self::Helper(helper) => helper.install(files).await?,
+            Self::Sftp(sftp) => {
+                for file in files {
+                    sftp.write(file).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&self, file: File) -> Result<(), Error> {
+        match self {
+            Self::Helper(helper) => Ok(helper.write(file).await?),
+            Self::Sftp(sftp) => Ok(sftp.write(file).await?),
+        }
+    }
+
+    /// Removes our directory and everything in it; that there is none is fine.
+    pub(crate) async fn remove(&self) -> Result<(), Error> {
+        match self {
+            Self::Helper(helper) => Ok(helper.remove().await?),
+            Self::Sftp(sftp) => Ok(sftp.remove().await?),
+        }
+    }
+
+    /// Ends what runs on the host for us. Returns when it is done or cannot be done any more.
+    pub(crate) async fn bye(self) {
+        match self {
+            Self::Helper(helper) => helper.bye().await,
+            // Nothing of ours runs there; its session ends with its channel.
+            Self::Sftp(_) => {}
+        }
     }
 }
 
 impl Directory {
     pub(super) fn new(helper: Helper, place: Place, path: String) -> Self {
-        Self { helper, place, path }
+        Self { hands: Hands::Helper(helper), place, path, below_home: None }
+    }
+
+    /// Returns the path below the home directory where [`Self::path`] is only what an SFTP server calls it, because
+    /// it shows a part of the machine.
+    pub(crate) fn below_home(&self) -> Option<&str> {
+        self.below_home.as_deref()
     }
 
     /// Returns the absolute path, which needs no quoting anywhere.
@@ -183,7 +274,7 @@ impl Directory {
     /// Writes the files, whose directory nobody knows yet. If one fails, all are removed again.
     pub(crate) async fn install(self, files: Vec<File>) -> Result<Installed, Error> {
         let installed = Installed { directory: self };
-        if let Err(error) = installed.directory.helper.install(files).await {
+        if let Err(error) = installed.directory.hands.install(files).await {
             // The first error is the one to tell; the dead-man switch is behind us.
             drop(installed.remove().await);
             return Err(error);
@@ -200,12 +291,12 @@ impl Installed {
 
     /// Adds or replaces a file.
     pub(crate) async fn write(&self, file: File) -> Result<(), Error> {
-        self.directory.helper.write(file).await
+        self.directory.hands.write(file).await
     }
 
     /// Removes the directory and everything in it.
     pub(crate) async fn remove(self) -> Result<(), Error> {
-        self.directory.helper.remove().await
+        self.directory.hands.remove().await
     }
 }
 

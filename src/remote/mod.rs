@@ -7,13 +7,15 @@
 //!
 //! Order of events: handshake → facts → (the tunnel forwards a port) → listeners verified → directory →
 //! files → callers checked, heartbeats → files removed → goodbye. When the streams end or fall silent at any
-//! point, the helper removes the files by itself.
+//! point, the helper removes the files by itself. Where no command runs, [`sftp`] puts the files there instead and
+//! does nothing else.
 
 pub(crate) mod exports;
 pub(crate) mod files;
 pub(crate) mod helper;
 pub(crate) mod install;
 pub(crate) mod probe;
+pub(crate) mod sftp;
 pub(crate) mod sockets;
 
 /// Returns `text` as one word of a POSIX shell's command line, whatever it holds.

@@ -18,6 +18,7 @@ pub(crate) mod process;
 pub(crate) mod pump;
 mod room;
 pub(crate) mod session;
+pub(crate) mod sftp;
 pub(crate) mod target;
 pub(crate) mod terminal;
 pub(crate) mod transport;

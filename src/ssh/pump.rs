@@ -23,7 +23,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    inbox::{Channels, End, Inbox},
+    inbox::{Channels, End, Inbox, Kind},
     room::Place,
 };
 
@@ -209,6 +209,8 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         while self.current.is_empty() {
             let next = self.incoming.0.poll_reader(cx, |state| match state.pop() {
+                // Only a subsystem could send anything but data, as its standard error: no part of the stream.
+                Some(chunk) if chunk.kind == Kind::Extended => Some(Ok(Some(Bytes::new()))),
                 Some(chunk) => Some(Ok(Some(chunk.bytes))),
                 None => state.stream_end().map(|end| end.map(|()| None)),
             });

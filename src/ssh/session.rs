@@ -22,6 +22,7 @@ use super::{
     error::{ChannelRefused, Error, ForwardRefused, HostKeyRefused},
     forward::{BIND_ADDRESS, Forward, Listener},
     handler::{ARRIVAL_LIMIT, Ended, Facts, Failure, Handler, Shared, ended_by},
+    inbox::Limit,
     process::{Keep, Process, Size},
     pump::{Outward, Pump, Stream},
     target::Target,
@@ -44,6 +45,9 @@ const CANCEL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Part of the two seconds that a whole stop may take.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(400);
+
+/// What a subsystem may send before it is read: more than all answers to what we ask for at once.
+const SUBSYSTEM_LIMIT: Limit = Limit::Waiting(2 << 20);
 
 /// Decides whether a host may have the key that it shows.
 pub(crate) trait HostKeys: Send + Sync {
@@ -264,6 +268,15 @@ impl Session {
         Ok(Process::new(channel, Keep::All, has_pty))
     }
 
+    /// Starts a subsystem, such as `sftp`, as a stream of bytes; what it says on standard error is dropped.
+    pub(crate) async fn subsystem(&self, name: &'static str) -> Result<(Stream, Pump), ChannelRefused> {
+        let channel = self.opened(name, self.handle.channel_open_session()).await?;
+        let channel = self.outward(channel, SUBSYSTEM_LIMIT);
+        let requested = channel.write.request_subsystem(true, name).await;
+        self.requested(&channel, name, requested).await?;
+        Ok(Pump::stream(channel, None))
+    }
+
     /// Connects to `host:port` as the server sees them. The stream receives at most 256 KiB: it is for probes.
     pub(crate) async fn direct_tcpip(&self, host: &str, port: u16) -> Result<(Stream, Pump), ChannelRefused> {
         let opening = self.handle.channel_open_direct_tcpip(host, port.into(), BIND_ADDRESS, 0);
@@ -276,7 +289,7 @@ impl Session {
         Ok(self.outward(channel, keep.limit()))
     }
 
-    fn outward(&self, channel: Channel<Msg>, limit: super::inbox::Limit) -> Outward {
+    fn outward(&self, channel: Channel<Msg>, limit: Limit) -> Outward {
         let inbox = self.shared.channels.claim(channel.id().into(), limit);
         // The queue is closed here, so the session loop never waits for it: see `inbox`.
         let (queue, write) = channel.split();

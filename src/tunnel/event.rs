@@ -1,6 +1,10 @@
 //! What happens to a tunnel, for the person or the log; `cli::terminal` words it.
 
-use serde::Serialize;
+use std::time::SystemTime;
+
+use serde::{Serialize, Serializer};
+
+use crate::clock;
 
 /// One thing that happened. Holds nothing secret: every field may be printed and logged.
 #[derive(Clone, Debug, Serialize)]
@@ -28,7 +32,14 @@ pub(crate) enum Event {
         directory: String,
     },
     /// The tunnel is closed and the host is clean, or is not and this says why.
-    Stopped { host: String, reason: String, host_clean: bool },
+    Stopped {
+        host: String,
+        reason: String,
+        host_clean: bool,
+        /// When what had to be left there is worth nothing any more, where nothing there removes it.
+        #[serde(serialize_with = "utc", skip_serializing_if = "Option::is_none")]
+        stays_until: Option<SystemTime>,
+    },
 }
 
 /// The steps of `connect` (`product.md` 2).
@@ -40,4 +51,8 @@ pub(crate) enum Step {
     Connect,
     Forward,
     Install,
+}
+
+fn utc<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.and_then(clock::utc).serialize(serializer)
 }

@@ -3,11 +3,7 @@
 //! Order of events: connect, authenticate, forward and helper at once, listener verified, self-test through the
 //! tunnel. Only then may anything be installed on the host or answered. Closing goes the other way round.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -17,16 +13,20 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    CallerCheck, DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, Transport, reraise,
+    CallerCheck, DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, Transport,
+    lasting::Claim,
+    reraise,
     role_files::{self, Written},
+    start_helper::start_helper,
 };
 use crate::{
     caller::{Caller, Uid, Unproven},
     creds::grant::Grants,
     remote::{
-        helper::{self, Facts, Helper, Nonce},
-        install::{Directory, Installed, Key},
+        helper::{Facts, Helper, Nonce},
+        install::{self, Directory, Hands, Installed, Key},
         probe::{self, Attempt, Probes},
+        sftp::Sftp,
         sockets,
     },
     serve::{self, Endpoint},
@@ -35,19 +35,22 @@ use crate::{
         error::ForwardRefused,
         forward::{Arrival, Forward, Listener},
         handler::Ended,
-        process::{Event as ProcessEvent, Keep, Process},
         session::{Session, Unauthenticated},
+        sftp,
     },
 };
 
 /// One SSH connection, verified, and all that dies with it.
 pub(super) struct Link {
     pub(super) session: Arc<Session>,
-    pub(super) helper: Helper,
-    pub(super) facts: Facts,
+    pub(super) hands: Hands,
+    /// What the host said about itself, where a helper can ask it.
+    pub(super) facts: Option<Facts>,
     pub(super) ways: Ways,
     /// Ours and empty, until something is installed in it.
     pub(super) directory: Option<Directory>,
+    /// Keeps other processes of this laptop from using the same directory.
+    claim: Option<Claim>,
     forwards: Vec<Forward>,
     tasks: JoinSet<TaskEnd>,
     stop_serving: watch::Sender<bool>,
@@ -65,8 +68,10 @@ pub(crate) struct Ways {
 }
 
 /// Which task of the link ended.
-enum TaskEnd {
-    Helper(Result<(), helper::Error>),
+pub(super) enum TaskEnd {
+    Helper(Result<(), install::Error>),
+    /// The SFTP session, or what could not be written through it.
+    Sftp(Option<install::Error>),
     Server,
 }
 
@@ -84,7 +89,14 @@ pub(crate) enum Lost {
     Helper {
         host: String,
         #[source]
-        source: Option<helper::Error>,
+        source: Option<install::Error>,
+    },
+    /// Nothing can be renewed or removed any more.
+    #[error("the SFTP session on {host} ended, without which the files there cannot be renewed")]
+    Sftp {
+        host: String,
+        #[source]
+        source: Option<install::Error>,
     },
 }
 
@@ -112,11 +124,15 @@ impl Link {
         inputs.observe(Event::Started { step: Step::Forward, subject: inputs.host() });
         match Self::establish(inputs, Arc::clone(&session)).await {
             Ok(link) => {
-                let subject = match link.ways.port {
-                    Some(port) => format!("{}:{port}", inputs.host()),
-                    None => inputs.host(),
+                let verified = match (link.ways.port, &link.ways.socket) {
+                    (Some(port), _) => Some(format!("{}:{port}", inputs.host())),
+                    (None, Some(_)) => Some(inputs.host()),
+                    // There is no tunnel to verify, as a notice has just said.
+                    (None, None) => None,
                 };
-                inputs.observe(Event::Done { step: Step::Forward, subject });
+                if let Some(subject) = verified {
+                    inputs.observe(Event::Done { step: Step::Forward, subject });
+                }
                 Ok(link)
             }
             Err(e) => {
@@ -146,31 +162,31 @@ impl Link {
         };
         // Both at once: one round trip instead of two.
         let (forward, helper) = tokio::join!(forward, start_helper(inputs, &session, &mut tasks));
-        let (helper, facts) = helper?;
-        let (stop_serving, _) = watch::channel(false);
-        let mut link = Self {
-            session,
-            helper,
-            facts,
-            ways: Ways::default(),
-            directory: None,
-            forwards: Vec::new(),
-            tasks,
-            stop_serving,
-        };
-        let without_port = match forward {
-            None => None,
-            Some(asked) => link.open_port(inputs, wanted, asked).await.err(),
-        };
         // A port that was asked for by its number, or a tunnel that leads elsewhere, is no case for another way.
         let only_port = transport == Transport::Tcp || inputs.options.port != PortWish::Auto;
+        let (helper, facts) = match helper {
+            Ok(started) => started,
+            Err(error) if !only_port && transport != Transport::Unix && error.leaves_sftp() => {
+                if let Some(Ok((forward, _))) = forward {
+                    // Who calls there could not be told.
+                    session.cancel(forward).await;
+                }
+                return Self::over_sftp(inputs, session, tasks, error).await;
+            }
+            Err(error) => return Err(error),
+        };
+        let mut link = Self::new(session, Hands::Helper(helper.clone()), Some(facts.clone()), tasks);
+        let without_port = match forward {
+            None => None,
+            Some(asked) => link.open_port(inputs, (&helper, &facts), wanted, asked).await.err(),
+        };
         let without_port = match without_port {
             Some(error) if only_port || !error.leaves_other_ways() => return Err(error),
             without_port => without_port,
         };
         let key = link.ways.port.map_or_else(|| inputs.key.clone(), Key::port);
-        let helper_failed = |source| Error::Helper { host: inputs.host(), source };
-        let directory = link.helper.directory(key).await.map_err(helper_failed)?;
+        let failed = |source| Error::Install { host: inputs.host(), source };
+        let directory = link.hands.directory(key).await.map_err(failed)?;
         if matches!(transport, Transport::Auto | Transport::Unix) {
             let path = format!("{}/s", directory.path());
             match link.session.forward_streamlocal(&path).await {
@@ -198,18 +214,58 @@ impl Link {
         Ok(link)
     }
 
+    /// Puts files there over SFTP, because nothing else can be done on this host.
+    async fn over_sftp(
+        inputs: &Inputs,
+        session: Arc<Session>,
+        mut tasks: JoinSet<TaskEnd>,
+        no_helper: Error,
+    ) -> Result<Self, Error> {
+        let host = inputs.host();
+        if inputs.runs {
+            return Err(Error::NothingRuns { host, source: Box::new(no_helper) });
+        }
+        let opened = session.subsystem("sftp").await;
+        let (stream, pump) = opened.map_err(|source| Error::NoSftp { host: host.clone(), source })?;
+        tasks.spawn(async move {
+            pump.await;
+            TaskEnd::Sftp(None)
+        });
+        let failed = |source| Error::Install { host: host.clone(), source };
+        let client = sftp::Client::start(stream).await.map_err(|e| failed(install::Error::Sftp(e.into())))?;
+        let mut link = Self::new(session, Hands::Sftp(Sftp::new(client)), None, tasks);
+        let claim = inputs.lasting.claim()?;
+        link.directory = Some(link.hands.directory(claim.key.clone()).await.map_err(failed)?);
+        link.claim = Some(claim);
+        link.ways.file = true;
+        inputs.observe(Event::Notice {
+            message: format!(
+                "no command runs on {host}, so role credentials are kept in files there over SFTP, and renewed while \
+                 we are connected; should the connection break, they stay there until they expire or we connect again"
+            ),
+        });
+        Ok(link)
+    }
+
+    fn new(session: Arc<Session>, hands: Hands, facts: Option<Facts>, tasks: JoinSet<TaskEnd>) -> Self {
+        let (stop_serving, _) = watch::channel(false);
+        let (ways, forwards) = (Ways::default(), Vec::new());
+        Self { session, hands, facts, ways, directory: None, claim: None, forwards, tasks, stop_serving }
+    }
+
     /// Takes the port that was asked for, or another one, and proves that it is ours and leads to us.
     async fn open_port(
         &mut self,
         inputs: &Inputs,
+        helper: (&Helper, &Facts),
         wanted: u16,
         asked: Result<(Forward, u16), ForwardRefused>,
     ) -> Result<(), Error> {
         let (forward, port) = match asked {
             Ok((forward, _)) => (forward, wanted),
-            Err(refused) => self.another_port(inputs, wanted, refused).await?,
+            Err(refused) => self.another_port(inputs, helper, wanted, refused).await?,
         };
-        let forward = self.check_listener(inputs, forward, port).await?;
+        let forward = self.check_listener(inputs, helper, forward, port).await?;
         let forward = self.self_test(inputs, forward, port).await?;
         self.forwards.push(forward);
         self.ways.port = Some(port);
@@ -220,19 +276,22 @@ impl Link {
     async fn another_port(
         &self,
         inputs: &Inputs,
+        (helper, facts): (&Helper, &Facts),
         wanted: u16,
         refused: ForwardRefused,
     ) -> Result<(Forward, u16), Error> {
         if !matches!(refused, ForwardRefused::Denied { .. }) {
             return Err(Error::Ssh(refused.into()));
         }
-        let listening = self.helper.listeners(wanted).await.ok();
-        let probes =
-            Probes { any_port: self.probe_any_port().await, unix_socket: self.probe_unix_socket().await };
-        let refusal = probe::classify(wanted, probes, listening.as_ref(), self.facts.uid);
+        let listening = helper.listeners(wanted).await.ok();
+        let probes = Probes {
+            any_port: self.probe_any_port().await,
+            unix_socket: self.probe_unix_socket(helper).await,
+        };
+        let refusal = probe::classify(wanted, probes, listening.as_ref(), facts.uid);
         if refusal.is_about_this_port() && inputs.options.port == PortWish::Auto {
             for attempt in 0..FALLBACK_PORTS {
-                let port = probe::fallback_port(self.facts.uid, attempt);
+                let port = probe::fallback_port(facts.uid, attempt);
                 match self.session.forward_tcp(port).await {
                     Ok((forward, _)) => {
                         let message = format!("{refusal}; using port {port} instead");
@@ -259,9 +318,9 @@ impl Link {
         }
     }
 
-    async fn probe_unix_socket(&self) -> Attempt {
+    async fn probe_unix_socket(&self, helper: &Helper) -> Attempt {
         let Some(key) = Key::new("probe") else { return Attempt::Untried };
-        let Ok(directory) = self.helper.directory(key).await else { return Attempt::Untried };
+        let Ok(directory) = helper.directory(key).await else { return Attempt::Untried };
         let attempt = match self.session.forward_streamlocal(&format!("{}/s", directory.path())).await {
             Ok(forward) => {
                 self.session.cancel(forward).await;
@@ -271,16 +330,22 @@ impl Link {
             Err(_) => Attempt::Untried,
         };
         // sshd leaves the socket behind; the directory goes with it.
-        if let Err(error) = self.helper.remove().await {
+        if let Err(error) = helper.remove().await {
             debug!(%error, "the probe's directory goes with the connection");
         }
         attempt
     }
 
     /// Proves that the listener is ours alone, or gives it up.
-    async fn check_listener(&self, inputs: &Inputs, forward: Forward, port: u16) -> Result<Forward, Error> {
+    async fn check_listener(
+        &self,
+        inputs: &Inputs,
+        (helper, facts): (&Helper, &Facts),
+        forward: Forward,
+        port: u16,
+    ) -> Result<Forward, Error> {
         let host = inputs.host();
-        if !self.facts.shows_sockets {
+        if !facts.shows_sockets {
             if inputs.options.caller_check == CallerCheck::TrustHostUsers {
                 inputs.observe(Event::Warning {
                     message: format!(
@@ -291,16 +356,16 @@ impl Link {
                 return Ok(forward);
             }
             self.session.cancel(forward).await;
-            return Err(Error::CannotCheckCallers { host, system: self.facts.system.clone() });
+            return Err(Error::CannotCheckCallers { host, system: facts.system.clone() });
         }
-        let listening = match self.helper.listeners(port).await {
+        let listening = match helper.listeners(port).await {
             Ok(listening) => listening,
             Err(source) => {
                 self.session.cancel(forward).await;
                 return Err(Error::Helper { host, source });
             }
         };
-        match sockets::verify(&listening, self.facts.uid) {
+        match sockets::verify(&listening, facts.uid) {
             Ok(others) => {
                 for other in others {
                     debug!(address = %other.address, uid = other.uid.0, "somebody else listens on this port too");
@@ -360,11 +425,13 @@ impl Link {
 
     /// Answers what comes through the forwards from now on.
     pub(super) fn serve(&mut self, grants: &Arc<Grants>) {
+        // Without a helper nothing is forwarded.
+        let (Hands::Helper(helper), Some(facts)) = (&self.hands, &self.facts) else { return };
         for forward in std::mem::take(&mut self.forwards) {
-            let door = match (&forward.listener, self.facts.shows_sockets) {
-                (Listener::Tcp(port), true) => Door::Checked { port: *port, helper: self.helper.clone() },
+            let door = match (&forward.listener, facts.shows_sockets) {
+                (Listener::Tcp(port), true) => Door::Checked { port: *port, helper: helper.clone() },
                 (Listener::Tcp(port), false) => Door::Trusted { port: *port },
-                (Listener::Local(_), _) => Door::Socket { uid: self.facts.uid },
+                (Listener::Local(_), _) => Door::Socket { uid: facts.uid },
             };
             let server = serve_forward(forward, door, Arc::clone(grants), self.stop_serving.subscribe());
             self.tasks.spawn(async move {
@@ -381,7 +448,8 @@ impl Link {
             match keeping.await {
                 Ok(()) => TaskEnd::Server,
                 // A helper that cannot write any more cannot keep its other promises either.
-                Err(error) => TaskEnd::Helper(Err(error)),
+                Err(error @ install::Error::Helper(_)) => TaskEnd::Helper(Err(error)),
+                Err(error @ install::Error::Sftp(_)) => TaskEnd::Sftp(Some(error)),
             }
         });
     }
@@ -391,14 +459,20 @@ impl Link {
         loop {
             tokio::select! {
                 source = self.session.ended() => return Lost::Connection { host: host.to_owned(), source },
-                Some(task) = self.tasks.join_next() => if let TaskEnd::Helper(result) = reraise(task) {
-                    // A dying connection takes the helper along, and says more about why.
+                Some(task) = self.tasks.join_next() => {
+                    let host = host.to_owned();
+                    let lost = match reraise(task) {
+                        TaskEnd::Server => continue,
+                        TaskEnd::Helper(result) => Lost::Helper { host: host.clone(), source: result.err() },
+                        TaskEnd::Sftp(source) => Lost::Sftp { host: host.clone(), source },
+                    };
+                    // A dying connection takes them along, and says more about why.
                     let ended = tokio::time::timeout(REASON_TIMEOUT, self.session.ended()).await;
                     return match ended {
-                        Ok(source) => Lost::Connection { host: host.to_owned(), source },
-                        Err(_) => Lost::Helper { host: host.to_owned(), source: result.err() },
+                        Ok(source) => Lost::Connection { host, source },
+                        Err(_) => lost,
                     };
-                },
+                }
             }
         }
     }
@@ -406,63 +480,13 @@ impl Link {
     /// Stops serving, removes what lies on the host, disconnects. Returns whether the host is known to be clean.
     pub(super) async fn close(mut self) -> bool {
         self.stop_serving.send_replace(true);
-        let removed = tokio::time::timeout(REMOVE_TIMEOUT, self.helper.remove()).await;
-        let farewell = self.helper.bye();
+        let removed = tokio::time::timeout(REMOVE_TIMEOUT, self.hands.remove()).await;
+        let farewell = self.hands.bye();
         drop(tokio::time::timeout(BYE_TIMEOUT, farewell).await);
         self.session.disconnect().await;
         self.tasks.shutdown().await;
         matches!(removed, Ok(Ok(())))
     }
-}
-
-/// Starts the helper over an exec channel of its own; its work goes on in `tasks`.
-async fn start_helper(
-    inputs: &Inputs,
-    session: &Session,
-    tasks: &mut JoinSet<TaskEnd>,
-) -> Result<(Helper, Facts), Error> {
-    let nonce = Nonce::generate()?;
-    let (process, pump) = session.exec(&nonce.bootstrap(), Keep::AtMost(HELPER_WAITING)).await?;
-    let Process { stdin, mut events, .. } = process;
-    let (mut output, stdout) = tokio::io::duplex(HELPER_BUFFER);
-    // Apart from the answers, into which it could fall at any byte; it may explain a missing helper.
-    let complaints = Arc::new(Mutex::new(Vec::new()));
-    let heard = Arc::clone(&complaints);
-    let mut carrying = JoinSet::new();
-    carrying.spawn(async move {
-        let copy = async move {
-            while let Some(event) = events.next().await {
-                let bytes = match event {
-                    ProcessEvent::Stdout(bytes) => bytes,
-                    ProcessEvent::Stderr(bytes) => {
-                        let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-                        let room = LONGEST_COMPLAINT.saturating_sub(heard.len());
-                        heard.extend(bytes.iter().take(room));
-                        continue;
-                    }
-                    ProcessEvent::Exit(_) => break,
-                };
-                if output.write_all(&bytes).await.is_err() {
-                    break;
-                }
-            }
-        };
-        tokio::join!(copy, pump);
-    });
-    let started = helper::start(stdin, stdout, nonce).await;
-    let (helper, actor, facts) = started.map_err(|source| {
-        let complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
-        Error::Helper { host: inputs.host(), source: source.with_complaints(&complaints) }
-    })?;
-    tasks.spawn(async move {
-        let result = actor.await;
-        // The channel closes by itself now that nobody writes to it.
-        while let Some(carried) = carrying.join_next().await {
-            reraise(carried);
-        }
-        TaskEnd::Helper(result)
-    });
-    Ok((helper, facts))
 }
 
 /// Whether this connection brings the nonce, and nothing else first.
@@ -541,13 +565,3 @@ const BYE_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A user with more live brokers than this on one host has to name ports.
 const FALLBACK_PORTS: u16 = 8;
-
-/// One answer of the helper in flight.
-const HELPER_BUFFER: usize = 64 * 1024;
-
-/// What is kept of a login shell's complaints: they are shown to a person.
-const LONGEST_COMPLAINT: usize = 4 * 1024;
-
-/// What the helper may have said and we have not yet taken; it is listened to all the time, and says less than that
-/// in a minute.
-const HELPER_WAITING: usize = 1 << 20;

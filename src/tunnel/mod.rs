@@ -1,14 +1,17 @@
 //! One host's life: start order, supervision, stop order. Knows neither AWS nor the terminal.
 
 mod event;
+mod lasting;
 mod link;
 mod options;
 mod role_files;
+mod start_helper;
 mod watch;
 
 use std::{future::Future, sync::Arc};
 
 pub(crate) use event::{Event, Step};
+pub(crate) use lasting::Lasting;
 use link::Link;
 pub(crate) use link::Lost;
 pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace, Transport};
@@ -23,7 +26,7 @@ use crate::{
         exports::Shell,
         files::{self, Layout},
         helper,
-        install::{Installed, Key, Place},
+        install::{self, Hands, Installed, Key, Place},
         probe::Refusal,
         sockets::ListenerProblem,
     },
@@ -47,8 +50,12 @@ pub(crate) struct Inputs {
     pub(crate) options: Options,
     /// A command for the login shell, whose file has to be installed with the others.
     pub(crate) command: Option<String>,
+    /// Whether a shell or a command is to run on the host.
+    pub(crate) runs: bool,
     /// The name of our directory on the host where no port gives it one; the same for every link of one tunnel.
     pub(crate) key: Key,
+    /// The names for it where nothing on the host removes what we have to leave.
+    pub(crate) lasting: Lasting,
     pub(crate) allow_uids: Vec<u32>,
     pub(crate) grants: Arc<Grants>,
     pub(crate) host_keys: Arc<dyn HostKeys>,
@@ -79,6 +86,24 @@ pub(crate) enum Error {
         host: String,
         #[source]
         source: helper::Error,
+    },
+    #[error("could not put our files on {host}")]
+    Install {
+        host: String,
+        #[source]
+        source: install::Error,
+    },
+    #[error("no command runs on {host}, so there can be no shell or command with credentials there")]
+    NothingRuns {
+        host: String,
+        #[source]
+        source: Box<Self>,
+    },
+    #[error("no command runs on {host}, and it offers no SFTP either")]
+    NoSftp {
+        host: String,
+        #[source]
+        source: ssh::error::ChannelRefused,
     },
     #[error(
         "{host} ({system}) does not show who owns a connection, so another user there could use your credentials unnoticed"
@@ -112,6 +137,16 @@ impl Error {
             Self::Ssh(e) => e.hint(),
             Self::Forward { refusal, .. } => refusal.hint(),
             Self::Helper { source, .. } => source.hint(),
+            Self::Install { source, .. } => source.hint(),
+            Self::NothingRuns { .. } => Some(
+                "with `-N` role credentials are kept in files there over SFTP, if the server offers that, for \
+                 programs that run there without a login"
+                    .to_owned(),
+            ),
+            Self::NoSftp { .. } => Some(
+                "the account must be able to run commands, or sshd_config needs `Subsystem sftp internal-sftp`"
+                    .to_owned(),
+            ),
             Self::CannotCheckCallers { .. } => {
                 Some("if you trust every user of that host, pass `--trust-host-users`".to_owned())
             }
@@ -125,7 +160,10 @@ impl Error {
                     .to_owned(),
             ),
             Self::Lost(Lost::Connection { source, .. }) => source.hint(),
-            Self::Lost(Lost::Helper { .. }) | Self::NoRandomness(_) => None,
+            Self::Lost(Lost::Helper { source: Some(source), .. } | Lost::Sftp { source: Some(source), .. }) => {
+                source.hint()
+            }
+            Self::Lost(Lost::Helper { .. } | Lost::Sftp { .. }) | Self::NoRandomness(_) => None,
         }
     }
 }
@@ -139,6 +177,16 @@ impl Error {
             Self::Listener { problem, .. } => matches!(problem, ListenerProblem::Exposed { .. }),
             _ => false,
         }
+    }
+
+    /// Whether files may still be put there over SFTP: a helper could not begin, or not do its work.
+    fn leaves_sftp(&self) -> bool {
+        use helper::Error::{NoHelper, Unsuitable};
+        matches!(
+            self,
+            Self::Helper { source: NoHelper { .. } | Unsuitable { .. }, .. }
+                | Self::Ssh(ssh::error::Error::ChannelRefused(ssh::error::ChannelRefused::Request { .. }))
+        )
     }
 
     /// Returns the error with its cause, in one line.
@@ -168,18 +216,18 @@ impl Tunnel {
     /// Connects, verifies, serves and installs, in this order. Nothing stays behind when it fails.
     pub(crate) async fn start(inputs: Inputs) -> Result<Self, Error> {
         let mut link = Link::open(&inputs).await?;
-        let uids =
-            std::iter::once(link.facts.uid).chain(inputs.allow_uids.iter().copied().map(crate::caller::Uid));
+        let ours = link.facts.as_ref().map(|facts| facts.uid);
+        let uids = ours.into_iter().chain(inputs.allow_uids.iter().copied().map(crate::caller::Uid));
         inputs.grants.allow(uids);
         link.serve(&inputs.grants);
 
         inputs.observe(Event::Started { step: Step::Install, subject: inputs.host() });
-        let (installed, exports) = match install(&inputs, &mut link).await {
+        let (installed, exports) = match put_files(&inputs, &mut link).await {
             Ok(installed) => installed,
             Err(source) => {
                 inputs.grants.revoke_all();
                 link.close().await;
-                return Err(Error::Helper { host: inputs.host(), source });
+                return Err(Error::Install { host: inputs.host(), source });
             }
         };
         inputs.observe(Event::Done { step: Step::Install, subject: inputs.host() });
@@ -199,7 +247,7 @@ impl Tunnel {
     /// Returns the exports for `shell`, or for the login shell of the host.
     pub(crate) fn exports(&self, shell: Option<Shell>) -> zeroize::Zeroizing<String> {
         let shell = shell.or(self.exports.login_shell).unwrap_or_else(|| {
-            if let Some(program) = &self.link.facts.shell {
+            if let Some(program) = self.login_shell() {
                 self.inputs.observe(Event::Notice {
                     message: format!("your login shell there is `{program}`, but these exports are for sh"),
                 });
@@ -211,7 +259,7 @@ impl Tunnel {
 
     /// Returns the path of the host's login shell.
     pub(crate) fn login_shell(&self) -> Option<&str> {
-        self.link.facts.shell.as_deref()
+        self.link.facts.as_ref()?.shell.as_deref()
     }
 
     /// Starts the login shell on the host, in our environment.
@@ -247,22 +295,28 @@ impl Tunnel {
     /// Revokes, cleans the host, disconnects: within 2 s, whatever the host does.
     pub(crate) async fn stop(self, reason: &str) {
         let Self { inputs, link, installed, .. } = self;
+        let over_sftp = matches!(link.hands, Hands::Sftp(_));
+        let ends = inputs.grants.list().iter().filter_map(|grant| grant.status().expires_at).max();
         inputs.grants.revoke_all();
         drop(installed);
         let host_clean = link.close().await;
         inputs.log.record(audit::Entry { event: audit::Event::TunnelDown, ..audit::Entry::default() });
-        inputs.observe(Event::Stopped { host: inputs.host(), reason: reason.to_owned(), host_clean });
+        // A helper cleans up after us in any case.
+        let stays_until = ends.filter(|_| over_sftp && !host_clean);
+        let (host, reason) = (inputs.host(), reason.to_owned());
+        inputs.observe(Event::Stopped { host, reason, host_clean, stays_until });
     }
 }
 
 /// Puts our files on the host.
-async fn install(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, Exports), helper::Error> {
-    let Some(directory) = link.directory.take() else { return Err(helper::Error::NoPlace) };
+async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, Exports), install::Error> {
+    let Some(directory) = link.directory.take() else { return Err(helper::Error::NoPlace.into()) };
     match directory.place() {
         Place::Home => inputs.observe(Event::Warning {
             message: format!(
-                "nothing but the home directory can be written on {}, so the token lies in `{}`",
+                "nothing but the home directory can be written on {}, so the {} in `{}`",
                 inputs.host(),
+                if link.ways.file { "credentials lie" } else { "token lies" },
                 directory.path()
             ),
         }),
@@ -275,6 +329,17 @@ async fn install(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, Ex
         }),
         Place::Runtime | Place::SharedMemory | Place::Temporary => {}
     }
+    if let Some(below) = directory.below_home() {
+        inputs.observe(Event::Warning {
+            message: format!(
+                "the SFTP server of {} shows a part of the machine only, so programs there may know `{}` by another \
+                 path: if so, set AWS_CONFIG_FILE=\"$HOME/{below}/config\" and \
+                 AWS_SHARED_CREDENTIALS_FILE=\"$HOME/{below}/credentials\"",
+                inputs.host(),
+                directory.path(),
+            ),
+        });
+    }
     let grants = inputs.grants.list();
     let tokens: Vec<_> = grants.iter().map(|grant| grant.token.expose_for_token_file()).collect();
     let mut grants = grants.iter().zip(&tokens).map(|(grant, token)| files::Grant {
@@ -284,7 +349,7 @@ async fn install(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, Ex
         output: grant.output.as_deref(),
     });
     let Some(default) = grants.next() else {
-        return Err(helper::Error::Unfit { name: "no grant".to_owned() });
+        return Err(helper::Error::Unfit { name: "no grant".to_owned() }.into());
     };
     let layout = Layout {
         port: link.ways.port,
@@ -298,6 +363,7 @@ async fn install(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, Ex
         token_in_environment: inputs.options.token == TokenPlace::Environment,
         keep_config: false,
         command: inputs.command.as_deref(),
+        below_home: directory.below_home(),
     };
     let environment = layout.environment(directory.path());
     let files = layout.files(directory.path());
@@ -307,7 +373,7 @@ async fn install(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, Ex
         role_files::write(&inputs.grants, &installed, &mut written).await?;
         link.keep_files(Arc::clone(&inputs.grants), Arc::clone(&installed), written);
     }
-    let login_shell = link.facts.shell.as_deref().and_then(Shell::of);
+    let login_shell = link.facts.as_ref().and_then(|facts| Shell::of(facts.shell.as_deref()?));
     Ok((installed, Exports { environment, login_shell }))
 }
 

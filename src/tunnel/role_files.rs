@@ -12,8 +12,7 @@ use crate::{
     names::ProfileName,
     remote::{
         files::role_file,
-        helper::Error,
-        install::{Content, File, Installed},
+        install::{Content, Error, File, Installed},
     },
     serve::reply::credentials_text,
 };
@@ -53,7 +52,11 @@ pub(super) async fn keep(
             _ = changes.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
         }
-        write(&grants, &installed, &mut written).await?;
+        tokio::select! {
+            // Whoever stops has two seconds in all, and removes what a dropped write leaves.
+            _ = stopping.changed() => return Ok(()),
+            result = write(&grants, &installed, &mut written) => result?,
+        }
     }
 }
 

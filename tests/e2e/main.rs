@@ -20,6 +20,7 @@ mod hostile;
 mod load;
 mod refusals;
 mod sdks;
+mod sftp;
 mod shells;
 mod stops;
 mod support;

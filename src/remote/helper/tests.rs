@@ -18,7 +18,7 @@ use tokio::{
 
 use super::*;
 use crate::remote::{
-    install::{Content, File, FileName},
+    install::{self, Content, File, FileName, Installed},
     sockets::{Listener, ListenerProblem, verify},
 };
 
@@ -123,7 +123,7 @@ fn facts_of_a_hostile_host_can_be_shown() {
 }
 
 impl Link {
-    async fn install(&self, key: &str, files: Vec<File>) -> Result<super::super::install::Installed, Error> {
+    async fn install(&self, key: &str, files: Vec<File>) -> Result<Installed, install::Error> {
         self.helper.directory(Key::new(key).unwrap()).await?.install(files).await
     }
 
@@ -526,6 +526,7 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
         let huge = "x".repeat(99).repeat(300);
         let files = vec![secret("token", SECRET), text("env.sh", &huge)];
         let error = directory.install(files).await.unwrap_err();
+        let install::Error::Helper(error) = error else { panic!("{error:?}") };
         assert!(matches!(&error, Error::Write { name } if name == "env.sh"), "{shell}: {error:?}");
         assert!(!real.exists(), "{shell}");
         let files = vec![text("env.sh", "small\n"), secret("token", SECRET)];
@@ -543,7 +544,7 @@ async fn content_that_would_end_its_transfer_is_not_sent() {
     let command = host.command(&["sh", "-c", &nonce.bootstrap()]);
     let link = link(PACE, nonce, command).await.unwrap();
     let error = link.install("1", vec![text("env.sh", &format!("a\n{terminator}\nb\n"))]).await.unwrap_err();
-    assert!(matches!(error, Error::Unfit { .. }), "{error:?}");
+    assert!(matches!(error, install::Error::Helper(Error::Unfit { .. })), "{error:?}");
     assert_eq!(host.left(), [] as [PathBuf; 0]);
 }
 
