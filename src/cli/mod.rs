@@ -18,6 +18,10 @@ use std::{
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::Level;
+use tracing_subscriber::{
+    Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 use self::{
     failure::{Failure, Kind},
@@ -250,17 +254,16 @@ fn harden() {
 fn log(output: &Output) {
     let level = match output.verbose {
         0 => return,
-        1 => "broker=debug",
-        _ => "broker=trace",
+        1 => Level::DEBUG,
+        _ => Level::TRACE,
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(level))
-        .with_writer(std::io::stderr)
-        .with_ansi(false);
+    let ours = Targets::new().with_target("broker", level);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let registry = tracing_subscriber::registry();
     // Fails only when a subscriber is there already, which then gets the lines.
     match output.log_format {
-        LogFormatArgument::Text => drop(builder.try_init()),
-        LogFormatArgument::Json => drop(builder.json().try_init()),
+        LogFormatArgument::Text => drop(registry.with(lines.with_filter(ours)).try_init()),
+        LogFormatArgument::Json => drop(registry.with(lines.json().with_filter(ours)).try_init()),
     }
 }
 

@@ -20,8 +20,9 @@ say() { printf "%s %s %s\n" "$N" "$n" "$*"; };
 L=$(printf "\n.");
 L=${L%.};
 
-# A line of /proc/net/tcp, split: who connects, to whom, its state, uid and inode.
-row() { say row "$2" "$3" "$4" "$8" "${10}"; };
+# A line of /proc/net/tcp, split: who connects, to whom, its state, uid and inode. All rows are said in one write, or
+# each would be a packet of its own.
+row() { i="$i$N $n row $2 $3 $4 $8 ${10}$L"; };
 
 # Removes the directory if it is still ours: a later helper of the same user may have taken it over. It goes
 # by one rename, and is given back if it changed hands between the look and the rename.
@@ -284,10 +285,11 @@ while IFS= read -r l; do
         IFS=$L;
         set -- $i;
         unset IFS;
+        i=;
         for l; do
           row $l;
         done;
-        say ok;
+        printf "%s" "$i$N $n ok$L";
       else
         say no sockets;
       fi;;
