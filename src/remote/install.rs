@@ -1,6 +1,10 @@
 //! Our one directory on the host: what is written there, and that it goes away.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::SystemTime,
+};
 
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
@@ -85,6 +89,8 @@ pub(crate) struct Directory {
 #[derive(Debug)]
 pub(crate) struct Installed {
     directory: Directory,
+    /// When the last of the credentials that lie there ends.
+    ends: Mutex<Option<SystemTime>>,
 }
 
 impl Key {
@@ -273,7 +279,7 @@ impl Directory {
 
     /// Writes the files, whose directory nobody knows yet. If one fails, all are removed again.
     pub(crate) async fn install(self, files: Vec<File>) -> Result<Installed, Error> {
-        let installed = Installed { directory: self };
+        let installed = Installed { directory: self, ends: Mutex::default() };
         if let Err(error) = installed.directory.hands.install(files).await {
             // The first error is the one to tell; the dead-man switch is behind us.
             drop(installed.remove().await);
@@ -292,6 +298,17 @@ impl Installed {
     /// Adds or replaces a file.
     pub(crate) async fn write(&self, file: File) -> Result<(), Error> {
         self.directory.hands.write(file).await
+    }
+
+    /// Notes that credentials with this end may lie there from now on.
+    pub(crate) fn holds_until(&self, end: SystemTime) {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        *ends = (*ends).max(Some(end));
+    }
+
+    /// Returns when everything that lies there is worth nothing any more; `None` when nothing ever was.
+    pub(crate) fn ends(&self) -> Option<SystemTime> {
+        *self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the directory and everything in it.

@@ -226,7 +226,10 @@ impl Link {
             return Err(Error::NothingRuns { host, source: Box::new(no_helper) });
         }
         let opened = session.subsystem("sftp").await;
-        let (stream, pump) = opened.map_err(|source| Error::NoSftp { host: host.clone(), source })?;
+        let (stream, pump) = match opened {
+            Ok(opened) => opened,
+            Err(refused) => return Err(Error::NoSftp { host, refused, source: Box::new(no_helper) }),
+        };
         tasks.spawn(async move {
             pump.await;
             TaskEnd::Sftp(None)
@@ -240,8 +243,9 @@ impl Link {
         link.ways.file = true;
         inputs.observe(Event::Notice {
             message: format!(
-                "no command runs on {host}, so role credentials are kept in files there over SFTP, and renewed while \
-                 we are connected; should the connection break, they stay there until they expire or we connect again"
+                "no command runs on {host} ({}), so role credentials are kept in files there over SFTP, and renewed while \
+                 we are connected; should the connection break, they stay there until they expire or we connect again",
+                no_helper.told(),
             ),
         });
         Ok(link)

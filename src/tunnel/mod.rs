@@ -99,11 +99,13 @@ pub(crate) enum Error {
         #[source]
         source: Box<Self>,
     },
-    #[error("no command runs on {host}, and it offers no SFTP either")]
+    #[error("no command runs on {host}, and SFTP is no way there either: {refused}")]
     NoSftp {
         host: String,
+        refused: ssh::error::ChannelRefused,
+        /// Why no command runs.
         #[source]
-        source: ssh::error::ChannelRefused,
+        source: Box<Self>,
     },
     #[error(
         "{host} ({system}) does not show who owns a connection, so another user there could use your credentials unnoticed"
@@ -144,7 +146,8 @@ impl Error {
                     .to_owned(),
             ),
             Self::NoSftp { .. } => Some(
-                "the account must be able to run commands, or sshd_config needs `Subsystem sftp internal-sftp`"
+                "the account must be able to run commands (`ssh HOST true` must work; a ForceCommand, a menu or \
+                 nologin prevents it), or sshd_config needs `Subsystem sftp internal-sftp`"
                     .to_owned(),
             ),
             Self::CannotCheckCallers { .. } => {
@@ -193,6 +196,7 @@ impl Error {
     fn told(&self) -> String {
         match self {
             Self::Listener { problem, .. } => format!("{self}: {problem}"),
+            Self::Helper { source, .. } => source.to_string(),
             _ => self.to_string(),
         }
     }
@@ -296,13 +300,11 @@ impl Tunnel {
     pub(crate) async fn stop(self, reason: &str) {
         let Self { inputs, link, installed, .. } = self;
         let over_sftp = matches!(link.hands, Hands::Sftp(_));
-        let ends = inputs.grants.list().iter().filter_map(|grant| grant.status().expires_at).max();
         inputs.grants.revoke_all();
-        drop(installed);
         let host_clean = link.close().await;
         inputs.log.record(audit::Entry { event: audit::Event::TunnelDown, ..audit::Entry::default() });
         // A helper cleans up after us in any case.
-        let stays_until = ends.filter(|_| over_sftp && !host_clean);
+        let stays_until = installed.ends().filter(|_| over_sftp && !host_clean);
         let (host, reason) = (inputs.host(), reason.to_owned());
         inputs.observe(Event::Stopped { host, reason, host_clean, stays_until });
     }

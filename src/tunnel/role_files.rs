@@ -8,7 +8,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    creds::grant::{Grant, Grants},
+    creds::{
+        grant::{Grant, Grants},
+        secret::RoleCredentials,
+    },
     names::ProfileName,
     remote::{
         files::role_file,
@@ -28,9 +31,14 @@ pub(super) async fn write(
     written: &mut Written,
 ) -> Result<(), Error> {
     for grant in grants.list() {
-        let (id, content) = content(&grant).await;
+        let (credentials, content) = content(&grant).await;
+        let id = credentials.as_ref().map(|credentials| credentials.access_key_id.clone());
         if written.0.get(&grant.profile) == Some(&id) {
             continue;
+        }
+        if let Some(credentials) = credentials {
+            // Before they lie there, because we may never hear that they do.
+            installed.holds_until(credentials.expires_at);
         }
         installed.write(File { name: role_file(&grant.profile), content }).await?;
         written.0.insert(grant.profile.clone(), id);
@@ -60,16 +68,11 @@ pub(super) async fn keep(
     }
 }
 
-async fn content(grant: &Grant) -> (Option<String>, Content) {
+async fn content(grant: &Grant) -> (Option<Arc<RoleCredentials>>, Content) {
     // What is there already: this never waits for AWS.
-    let text = match grant.credentials(Instant::now()).await {
-        Ok(credentials) => {
-            credentials_text(&credentials).map(|text| (credentials.access_key_id.clone(), text))
-        }
-        Err(_) => None,
-    };
-    match text {
-        Some((id, text)) => (Some(id), Content::Text(text)),
+    let credentials = grant.credentials(Instant::now()).await.ok();
+    match credentials.as_deref().and_then(credentials_text) {
+        Some(text) => (credentials, Content::Text(text)),
         None => (None, Content::text(String::new())),
     }
 }

@@ -646,6 +646,8 @@ fn a_shell_that_talks_before_it_works_disturbs_nothing() {
         let output = tunnel.stop(&mut world);
         assert_eq!(output.code, Some(130), "{name}\n{output}");
     }
+    // With SFTP there would be files instead.
+    world.sshd.configure(&["Subsystem other internal-sftp".to_owned()]);
     // More than any rc file prints is no shell.
     std::fs::write(user.home.join(".bashrc"), "yes\n").unwrap();
     Case {
@@ -678,7 +680,9 @@ fn an_account_without_a_shell_is_named() {
         ("broker-nologin", "/usr/sbin/nologin", &[BASTION, "not available", "nologin"][..]),
         ("broker-false", "/bin/false", &[BASTION, "run commands"]),
     ] {
-        let mut world = World::with(SshdOptions::new(User::ensure(user, shell)));
+        // With SFTP there would be files.
+        let options = SshdOptions::new(User::ensure(user, shell)).config("Subsystem other internal-sftp");
+        let mut world = World::with(options);
         let arguments = ["connect", BASTION, "--batch", "-p", "dev"];
         Case { name: shell, arguments: &arguments, kind: FORWARD_REFUSED, words }.is_refused(&mut world);
         world.assert_clean();
