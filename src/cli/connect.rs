@@ -180,7 +180,8 @@ fn remote_port(text: &str) -> Result<RemotePort, String> {
     }
 }
 
-fn ssh_option(text: &str) -> Result<(String, String), String> {
+/// Parses what `-o` takes.
+pub(super) fn ssh_option(text: &str) -> Result<(String, String), String> {
     let (key, value) = text
         .split_once('=')
         .or_else(|| text.split_once(char::is_whitespace))
@@ -504,12 +505,14 @@ pub(super) fn identity(error: IdentityError) -> Failure {
     Failure::new(kind, error).with_hint(hint)
 }
 
-fn host_key(error: host_keys::Refused) -> Failure {
+/// Returns why a host key is not trusted.
+pub(super) fn host_key(error: host_keys::Refused) -> Failure {
     let hint = error.hint();
     Failure::new(Kind::HostKeyRefused, error).with_hint(hint)
 }
 
-fn tunnel_failure(error: tunnel::Error) -> Failure {
+/// Returns why there is no connection or tunnel.
+pub(super) fn tunnel_failure(error: tunnel::Error) -> Failure {
     use crate::ssh::error::Error as Ssh;
     let kind = match &error {
         tunnel::Error::Ssh(Ssh::HostKey(_)) => Kind::HostKeyRefused,

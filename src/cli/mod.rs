@@ -1,8 +1,10 @@
 //! The command line: one file per command, and the two ways in which anything is said ([`terminal`], [`failure`]).
 
+mod clean;
 mod connect;
 mod console;
 pub(crate) mod failure;
+mod host;
 mod login;
 pub(crate) mod terminal;
 
@@ -32,6 +34,7 @@ struct Cli {
 enum Command {
     Connect(Box<connect::Arguments>),
     Login(login::Arguments),
+    Clean(Box<clean::Arguments>),
 }
 
 /// How we talk; the same for every command.
@@ -121,6 +124,7 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 connect::run(*arguments, &cli.output, &environment, &terminal).await
             }
             Command::Login(arguments) => login::run(&arguments, &environment, &terminal).await,
+            Command::Clean(arguments) => clean::run(&arguments, &cli.output, &environment, &terminal).await,
         }
     });
     // A thread that still waits for a key or a full pipe must not hold us.

@@ -33,6 +33,8 @@ use crate::{
 mod actor;
 mod wire;
 
+pub(super) use self::wire::Answer;
+
 #[cfg(test)]
 mod tests;
 
@@ -216,6 +218,8 @@ enum Request {
     Directory(Key, oneshot::Sender<Result<(Place, String), Error>>),
     Write(super::install::File, oneshot::Sender<Result<(), Error>>),
     Remove(oneshot::Sender<Result<(), Error>>),
+    /// A command whose answer whoever asks understands, and the text that follows it.
+    Run(String, Option<String>, oneshot::Sender<Result<Answer, Error>>),
     Bye(oneshot::Sender<()>),
 }
 
@@ -364,6 +368,11 @@ impl Helper {
     /// Removes our directory and everything in it; that there is none is fine.
     pub(crate) async fn remove(&self) -> Result<(), Error> {
         self.ask(Request::Remove).await
+    }
+
+    /// Sends a command, with lines of text behind it if it takes any, and returns the answer as it came.
+    pub(super) async fn run(&self, command: String, text: Option<String>) -> Result<Answer, Error> {
+        self.ask(|reply| Request::Run(command, text, reply)).await
     }
 
     /// Removes what is there and ends the helper. Returns when it is done or cannot be done any more.

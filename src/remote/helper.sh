@@ -107,7 +107,7 @@ take() {
     rm -rf "$t".gone.*;
     set -f;
     mkdir "$t" || { rmdir "$1"; return 1; };
-    printf "%s\n" "$N" > "$t/.owner";
+    printf "%s\n" "$N" "$$" > "$t/.owner";
     o=;
     IFS= read -r o < "$t/.owner";
     if [ "$o" != "$N" ]; then
@@ -145,6 +145,92 @@ place() {
   i=;
   IFS= read -r i < /proc/sys/kernel/random/boot_id;
   safe "$p" && safe "$p/" && take "$p/broker-$U-$(uname -n)-${i%%-*}" "$1";
+};
+
+# Whether the helper that made directory $1 still runs. Its command line begins with half of its nonce; where
+# there is no /proc, a process of that number must do.
+alive() {
+  o=;
+  i=;
+  {
+    IFS= read -r o;
+    IFS= read -r i;
+  } < "$1/.owner";
+  case $i in
+    (""|*[!0-9]*) return 1;;
+  esac;
+  kill -0 "$i" || return 1;
+  [ -r "/proc/$i/cmdline" ] || return 0;
+  tr "\000" " " < "/proc/$i/cmdline" | grep -q "a=${o%????????????????}; b=";
+};
+
+# What no answer must hold is not told.
+tell() {
+  case $2 in
+    (*[!A-Za-z0-9/._=-]*) say row "$1" "${2%/*}/?";;
+    (*) say row "$1" "$2";;
+  esac;
+};
+
+# Tells of everything in directory $1 if it is one of ours, and removes what no live helper has. With $2 = look it
+# only tells; with $2 = force what live ones have goes too.
+sweep() {
+  set -- "$1" "$2" $(ls -ldn "$1");
+  case $3 in
+    (d*) [ "$5" = "$U" ] || return 0;;
+    (*) return 0;;
+  esac;
+  e=;
+  set +f;
+  for t in "$1"/* "$1"/.[!.]*; do
+    set -f;
+    [ -e "$t" ] || [ -h "$t" ] || continue;
+    e=1;
+    if [ "$2" != force ] && [ ! -h "$t" ] && alive "$t"; then
+      tell live "$t";
+    elif [ "$2" = look ]; then
+      tell dead "$t";
+    else
+      rm -rf "$t";
+      if [ -e "$t" ]; then
+        tell stuck "$t";
+      else
+        tell gone "$t";
+      fi;
+    fi;
+  done;
+  set -f;
+  if [ "$2" = look ]; then
+    [ -n "$e" ] || tell dead "$1";
+  else
+    rmdir "$1" && [ -z "$e" ] && tell gone "$1";
+  fi;
+};
+
+# Every place where a helper of ours may ever have made a directory. A home may be shared between hosts: whether
+# the helper of another one lives cannot be seen from here.
+sweep_all() {
+  for p in "$XDG_RUNTIME_DIR" "/run/user/$U" /dev/shm /tmp; do
+    p=${p%/};
+    [ -n "$p" ] || continue;
+    set +f;
+    for d in "$p/broker-$U" "$p/broker-$U".??????; do
+      set -f;
+      sweep "$d" "$1";
+    done;
+    set -f;
+  done;
+  s=$(uname -n);
+  set +f;
+  for d in "$HOME/.cache/broker-$U-"*; do
+    set -f;
+    [ -d "$d" ] || continue;
+    case $1$d in
+      (force*|*"/broker-$U-$s-"*) sweep "$d" "$1";;
+      (*) tell elsewhere "$d";;
+    esac;
+  done;
+  set -f;
 };
 
 # Renames the temporary file to $1 if it has all $3 bytes: a full disk shows here, in every shell.
@@ -249,6 +335,7 @@ while IFS= read -r l; do
       else
         say no sockets;
       fi;;
+    (clean) sweep_all "$3"; say ok;;
     (remove)
       if wipe; then
         say ok;

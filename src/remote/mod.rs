@@ -13,6 +13,7 @@ pub(crate) mod exports;
 pub(crate) mod files;
 pub(crate) mod helper;
 pub(crate) mod install;
+pub(crate) mod leftovers;
 pub(crate) mod probe;
 pub(crate) mod sockets;
 

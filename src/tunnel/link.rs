@@ -19,6 +19,7 @@ use super::{
 use crate::{
     caller::{Caller, Uid, Unproven},
     creds::grant::Grants,
+    human::Human,
     remote::{
         helper::{self, Facts, Helper, Nonce},
         install::{Directory, Installed, Key},
@@ -32,7 +33,8 @@ use crate::{
         forward::{Arrival, Forward, Listener},
         handler::Ended,
         process::{Event as ProcessEvent, Keep, Process},
-        session::{Session, Unauthenticated},
+        session::{HostKeys, Session, Unauthenticated},
+        target::Target,
     },
 };
 
@@ -61,7 +63,7 @@ pub(crate) struct Ways {
 }
 
 /// Which task of the link ended.
-enum TaskEnd {
+pub(super) enum TaskEnd {
     Helper(Result<(), helper::Error>),
     Server,
 }
@@ -90,18 +92,9 @@ impl Link {
         let target = &inputs.target;
         let subject = format!("{}@{}", target.user, target.original);
         inputs.observe(Event::Started { step: Step::Connect, subject: subject.clone() });
-        let stream = dial::dial(target).await?;
-        let peer = stream.peer();
-        let connection = Unauthenticated::open(
-            stream,
-            Some(peer),
-            target,
-            Arc::clone(&inputs.host_keys),
-            Arc::clone(&inputs.human),
-        )
-        .await?;
-        inputs.log.note_host_key(&connection.facts().fingerprint);
-        let session = Arc::new(connection.authenticate(target).await?);
+        let session = connect(target, &inputs.host_keys, &inputs.human).await?;
+        inputs.log.note_host_key(&session.facts().fingerprint);
+        let session = Arc::new(session);
         inputs.observe(Event::Done { step: Step::Connect, subject });
 
         inputs.observe(Event::Started { step: Step::Forward, subject: inputs.host() });
@@ -122,6 +115,7 @@ impl Link {
     }
 
     async fn establish(inputs: &Inputs, session: Arc<Session>) -> Result<Self, Error> {
+        let target = &inputs.target;
         let transport = inputs.options.transport;
         let wanted = match inputs.options.port {
             PortWish::Auto => DEFAULT_PORT,
@@ -135,7 +129,7 @@ impl Link {
             }
         };
         // Both at once: one round trip instead of two.
-        let (forward, helper) = tokio::join!(forward, start_helper(inputs, &session, &mut tasks));
+        let (forward, helper) = tokio::join!(forward, start_helper(&target.original, &session, &mut tasks));
         let (helper, facts) = helper?;
         let (stop_serving, _) = watch::channel(false);
         let mut link = Self {
@@ -401,9 +395,22 @@ impl Link {
     }
 }
 
+/// Dials the host, checks its key and logs in.
+pub(super) async fn connect(
+    target: &Target,
+    host_keys: &Arc<dyn HostKeys>,
+    human: &Arc<dyn Human>,
+) -> Result<Session, Error> {
+    let stream = dial::dial(target).await?;
+    let peer = stream.peer();
+    let connection =
+        Unauthenticated::open(stream, Some(peer), target, Arc::clone(host_keys), Arc::clone(human)).await?;
+    Ok(connection.authenticate(target).await?)
+}
+
 /// Starts the helper over an exec channel of its own; its work goes on in `tasks`.
-async fn start_helper(
-    inputs: &Inputs,
+pub(super) async fn start_helper(
+    host: &str,
     session: &Session,
     tasks: &mut JoinSet<TaskEnd>,
 ) -> Result<(Helper, Facts), Error> {
@@ -428,7 +435,7 @@ async fn start_helper(
         tokio::join!(copy, pump);
     });
     let started = helper::start(stdin, stdout, nonce).await;
-    let (helper, actor, facts) = started.map_err(|source| Error::Helper { host: inputs.host(), source })?;
+    let (helper, actor, facts) = started.map_err(|source| Error::Helper { host: host.to_owned(), source })?;
     tasks.spawn(async move {
         let result = actor.await;
         // The channel closes by itself now that nobody writes to it.

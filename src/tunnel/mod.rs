@@ -4,6 +4,7 @@ mod event;
 mod link;
 mod options;
 mod role_files;
+mod visit;
 
 use std::{future::Future, sync::Arc};
 
@@ -12,6 +13,7 @@ use link::Link;
 pub(crate) use link::{Lost, Ways};
 pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace, Transport};
 use tokio::task::JoinError;
+pub(crate) use visit::Visit;
 
 use crate::{
     audit::{self, Log},
