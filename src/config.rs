@@ -120,6 +120,7 @@ pub(crate) struct Flags {
     pub(crate) token_in_environment: bool,
     pub(crate) trust_host_users: bool,
     pub(crate) allow_uids: Vec<u32>,
+    pub(crate) install_profiles: bool,
     pub(crate) batch: bool,
 }
 
@@ -218,6 +219,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
             } else {
                 CallerCheck::Required
             },
+            install_profiles: flags.install_profiles,
         },
         allow_uids: flags.allow_uids,
         job,

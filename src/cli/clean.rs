@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     config::Environment,
-    remote::leftovers::{Leftover, State, Sweep},
+    remote::{
+        leftovers::{Leftover, State, Sweep},
+        managed::Cleaned,
+    },
     tunnel::Visit,
 };
 
@@ -63,7 +66,11 @@ async fn clean(visit: &Visit, arguments: &Arguments, terminal: &Terminal) -> Res
     for leftover in &found {
         tell(leftover, terminal).map_err(|e| Failure::new(Kind::Failed, e))?;
     }
-    if found.is_empty() {
+    let blocks = visit.sweep_profiles(&found, how).await.map_err(|e| Failure::new(Kind::Failed, e))?;
+    for block in &blocks {
+        tell_of_block(block, terminal).map_err(|e| Failure::new(Kind::Failed, e))?;
+    }
+    if found.is_empty() && blocks.is_empty() {
         terminal.notice(&format!("nothing of any broker is on {}", arguments.host));
     }
     if found.iter().any(|leftover| leftover.state == State::Stuck) {
@@ -87,6 +94,20 @@ fn tell(leftover: &Leftover, terminal: &Terminal) -> std::io::Result<()> {
             "`{path}` was made on another host that shares this home, and stays; run `broker clean` on that host, or pass `--force`"
         )),
         State::Dead => {}
+    }
+    Ok(())
+}
+
+fn tell_of_block(Cleaned { mark, state }: &Cleaned, terminal: &Terminal) -> std::io::Result<()> {
+    match state {
+        State::Removed => return terminal.data(&format!("removed the block {mark} from ~/.aws/config\n")),
+        State::Live => terminal.warning(&format!(
+            "the block {mark} in `~/.aws/config` belongs to a running broker and stays; stop that one, or pass `--force`"
+        )),
+        State::Elsewhere => terminal.warning(&format!(
+            "the block {mark} in `~/.aws/config` was made on another host that shares this home, and stays; run `broker clean` on that host, or pass `--force`"
+        )),
+        State::Dead | State::Stuck => {}
     }
     Ok(())
 }

@@ -129,6 +129,10 @@ pub(super) struct Arguments {
     #[arg(long = "allow-uid", value_name = "UID")]
     allow_uids: Vec<u32>,
 
+    /// Put our profiles into ~/.aws/config of the host, for processes that no shell of ours starts, until we end
+    #[arg(long)]
+    install_profiles: bool,
+
     /// Sign in with a code on another device instead of a browser here
     #[arg(long)]
     device_code: bool,
@@ -241,6 +245,7 @@ impl Arguments {
             token_in_environment: self.token == TokenArgument::Env,
             trust_host_users: self.trust_host_users,
             allow_uids: self.allow_uids,
+            install_profiles: self.install_profiles,
             batch,
         })
     }

@@ -9,6 +9,7 @@ use secrecy::SecretString;
 use super::{
     exports::{ConfigFiles, Environment, Settings, Shell, Token},
     install::{Content, File, FileName},
+    managed::Wanted,
     quoted,
 };
 use crate::names::{ProfileName, Region};
@@ -18,7 +19,9 @@ const CREDENTIALS: &str = "credentials";
 const ENV_SH: &str = "env.sh";
 const SHELL_SH: &str = "shell.sh";
 const COMMAND_SH: &str = "command.sh";
-const CREDENTIAL_PROCESS_SH: &str = "credential-process.sh";
+/// When a process runs it although the tunnel is gone, its shell can only say that there is no such file: so that
+/// sentence tells what to do.
+const CREDENTIAL_PROCESS_SH: &str = "run-broker-connect-if-this-is-missing.sh";
 const SOCKET_SCRIPT: &str = include_str!("credential-process.sh");
 const FILE_SCRIPT: &str = include_str!("credential-file.sh");
 
@@ -45,8 +48,8 @@ pub(crate) struct Layout<'a> {
 /// How `--profile NAME` gets its credentials on the host.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Profiles {
-    /// Not at all: only the container variables lead to us.
-    None,
+    /// Through the port. The container variables serve the default grant there, which need no program on the host.
+    Port,
     /// Through the unix socket `s` in our directory.
     Socket,
     /// From files in our directory.
@@ -93,8 +96,9 @@ impl Layout<'_> {
             text(SHELL_SH, shell_sh(directory)),
         ];
         match self.profiles {
-            Profiles::None => {}
-            Profiles::Socket => files.push(text(CREDENTIAL_PROCESS_SH, SOCKET_SCRIPT.to_owned())),
+            Profiles::Port | Profiles::Socket => {
+                files.push(text(CREDENTIAL_PROCESS_SH, SOCKET_SCRIPT.to_owned()))
+            }
             Profiles::Files => files.push(text(CREDENTIAL_PROCESS_SH, FILE_SCRIPT.to_owned())),
         }
         if let Some(command) = self.command {
@@ -115,37 +119,49 @@ impl Layout<'_> {
 
     /// Returns the configuration for SDKs on the host.
     ///
-    /// With [`Profiles::None`] a profile with only a region leaves the SDK to the container variables, which serve the
-    /// default grant. So only the default grant's profile is there then: any other would silently get the default role,
-    /// and one that is missing is refused by every SDK.
+    /// With [`Profiles::Port`] the default grant's profiles have only a region, which leaves SDKs to the container
+    /// variables.
     fn config(&self, directory: &str) -> String {
         let mut config = String::from("# Made by broker; removed when it ends.\n");
-        section(&mut config, "default", &self.default, self.process(directory, &self.default, true));
-        if self.default.profile.as_str() != "default" {
-            let process = self.process(directory, &self.default, true);
-            section(&mut config, &header(self.default.profile), &self.default, process);
-        }
-        if self.profiles != Profiles::None {
-            for grant in &self.others {
-                let header = match grant.profile.as_str() {
-                    // It would be the section of the default grant, whose name is another: first come, first served.
-                    "default" => continue,
-                    _ => header(grant.profile),
-                };
-                section(&mut config, &header, grant, self.process(directory, grant, false));
-            }
+        for (name, grant, default) in self.profiles() {
+            let process = if default && self.profiles == Profiles::Port {
+                None
+            } else {
+                Some(self.process(directory, grant, default))
+            };
+            section(&mut config, &header(name), grant, process);
         }
         config
     }
 
+    /// Returns the sections for the host's own configuration, which processes read that no shell of ours starts.
+    pub(crate) fn sections(&self, directory: &str) -> Vec<Wanted> {
+        let wanted = |(name, grant, default): (&str, &Grant<'_>, bool)| {
+            let mut text = String::new();
+            section(&mut text, &header(name), grant, Some(self.process(directory, grant, default)));
+            Wanted { profile: name.to_owned(), section: text }
+        };
+        self.profiles().map(wanted).collect()
+    }
+
+    /// Returns the name of every profile on the host with its grant, and whether that is the default one.
+    fn profiles(&self) -> impl Iterator<Item = (&str, &Grant<'_>, bool)> {
+        let named = |grant: &&Grant<'_>| grant.profile.as_str() != "default";
+        // `default` is the default grant, whatever its name: first come, first served.
+        std::iter::once(("default", &self.default, true))
+            .chain(Some(&self.default).filter(named).map(|grant| (grant.profile.as_str(), grant, true)))
+            .chain(self.others.iter().filter(named).map(|grant| (grant.profile.as_str(), grant, false)))
+    }
+
     /// Returns the `credential_process` of a grant: words for SDKs that split them, a line for those that run a shell.
-    fn process(&self, directory: &str, grant: &Grant<'_>, default: bool) -> Option<String> {
-        if self.profiles == Profiles::None {
-            return None;
-        }
+    fn process(&self, directory: &str, grant: &Grant<'_>, default: bool) -> String {
         let path = if default { "/".to_owned() } else { format!("/slot/{}", percent_encoded(grant.profile)) };
         let profile = encoded(grant.profile);
-        Some(format!("/bin/sh {directory}/{CREDENTIAL_PROCESS_SH} {directory} {profile} {path}"))
+        let port = match (self.profiles, self.port) {
+            (Profiles::Port, Some(port)) => format!(" {port}"),
+            _ => String::new(),
+        };
+        format!("/bin/sh {directory}/{CREDENTIAL_PROCESS_SH} {directory} {profile} {path}{port}")
     }
 }
 
@@ -227,9 +243,10 @@ fn percent_encoded(profile: &ProfileName) -> String {
 }
 
 /// Returns the section header of a profile; botocore splits it as a shell would, so odd names are quoted.
-fn header(profile: &ProfileName) -> String {
-    let name = profile.as_str();
-    if name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@+:=,".contains(&b)) {
+fn header(name: &str) -> String {
+    if name == "default" {
+        name.to_owned()
+    } else if name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@+:=,".contains(&b)) {
         format!("profile {name}")
     } else {
         format!("profile \"{name}\"")
@@ -287,7 +304,7 @@ mod tests {
         let region = "eu-west-1".parse().unwrap();
         test(&Layout {
             port: Some(4144),
-            profiles: Profiles::None,
+            profiles: Profiles::Port,
             default: Grant { profile: &profile, token: &token, region: Some(&region), output: Some("json") },
             others: vec![Grant { profile: &other, token: &token, region: None, output: None }],
             token_in_environment: false,
@@ -330,6 +347,7 @@ mod tests {
                     "config",
                     "credentials",
                     "shell.sh",
+                    "run-broker-connect-if-this-is-missing.sh",
                     "command.sh",
                     "env.sh",
                     "token-team=20a",
@@ -339,7 +357,7 @@ mod tests {
             assert_eq!(text_of(&files, "credentials"), "");
             let token = layout.default.token;
             assert_eq!(text_of(&files, "token-team=20a"), token.expose_secret());
-            for file in files.iter().take(5) {
+            for file in files.iter().take(6) {
                 let text = text_of(&files, file.name.as_str());
                 assert!(!text.contains("Bearer") && !text.contains(&token.expose_secret()[7..]), "{file:?}");
             }
@@ -347,10 +365,14 @@ mod tests {
     }
 
     #[test]
-    fn only_the_default_grants_profile_can_be_named() {
+    fn on_a_port_the_default_is_left_to_the_container_variables_and_others_are_fetched() {
         let expected = |header: &str| {
             let settings = "region = eu-west-1\noutput = json\n";
-            format!("# Made by broker; removed when it ends.\n[default]\n{settings}{header}{settings}")
+            let script = "/bin/sh /d/run-broker-connect-if-this-is-missing.sh /d other /slot/other 4144";
+            format!(
+                "# Made by broker; removed when it ends.\n[default]\n{settings}{header}{settings}\
+                 [profile other]\ncredential_process = {script}\n"
+            )
         };
         for (name, header) in [
             ("corp", "[profile corp]\n"),
@@ -359,7 +381,27 @@ mod tests {
         ] {
             with_layout(name, None, |layout| assert_eq!(layout.config("/d"), expected(header)));
         }
-        with_layout("default", None, |layout| assert_eq!(layout.config("/d").matches('[').count(), 1));
+        with_layout("default", None, |layout| assert_eq!(layout.config("/d").matches('[').count(), 2));
+    }
+
+    #[test]
+    fn processes_that_no_shell_of_ours_starts_have_a_way_for_every_profile() {
+        for profiles in [Profiles::Port, Profiles::Socket, Profiles::Files] {
+            with_layout("corp", None, |layout| {
+                let layout =
+                    Layout { profiles, default: layout.default, others: layout.others.clone(), ..*layout };
+                let wanted = layout.sections("/d");
+                let names: Vec<_> = wanted.iter().map(|wanted| wanted.profile.as_str()).collect();
+                assert_eq!(names, ["default", "corp", "other"]);
+                for wanted in &wanted {
+                    let port = if profiles == Profiles::Port { " 4144\n" } else { "\n" };
+                    assert!(
+                        wanted.section.contains("credential_process = /bin/sh /d/")
+                            && wanted.section.ends_with(port)
+                    );
+                }
+            });
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ cd /;
 N="$a$b";
 D=;
 B=;
+K=;
 W=;
 n=0;
 U=$(id -u);
@@ -59,6 +60,7 @@ arm() {
 # After the removal, not before: if we are killed half-way, the watchdog finishes it.
 leave() {
   wipe;
+  [ -z "$K" ] || rm -f "$K";
   [ -z "$W" ] || kill "$W";
   exit "$1";
 };
@@ -233,6 +235,51 @@ sweep_all() {
   set -f;
 };
 
+# The file of the name $1 in ~/.aws, behind all symlinks; left in f.
+meant() {
+  f=$HOME/.aws/$1;
+  [ -n "$HOME" ] || return 1;
+  for i in 1 2 3 4 5 6 7 8; do
+    [ -h "$f" ] || return 0;
+    i=$(readlink "$f") || return 1;
+    case $i in
+      (/*) f=$i;;
+      (*) f=${f%/*}/$i;;
+    esac;
+  done;
+  return 1;
+};
+
+# Whether file f is as it was when its checksum was $1 and its length $2; `-` for a file that was not there.
+same() {
+  if [ "$1" = - ]; then
+    [ ! -e "$f" ] && [ ! -h "$f" ];
+  else
+    set -- "$1" "$2" $(cksum < "$f");
+    [ "$1 $2" = "$3 $4" ];
+  fi;
+};
+
+# That there is no file f, and whether there is `~/.aws`.
+absent() {
+  if [ -d "$HOME/.aws" ]; then
+    say ok - file;
+  else
+    say ok - directory;
+  fi;
+};
+
+# What killed helpers left of changing the file f.
+litter() {
+  set +f;
+  for i in "$f".broker.*; do
+    set -f;
+    [ -f "$i" ] || continue;
+    kill -0 "${i##*.}" || rm -f "$i";
+  done;
+  set -f;
+};
+
 # Renames the temporary file to $1 if it has all $3 bytes: a full disk shows here, in every shell.
 keep() {
   s=$(wc -c < "$D/.new");
@@ -335,7 +382,74 @@ while IFS= read -r l; do
       else
         say no sockets;
       fi;;
-    (clean) sweep_all "$3"; say ok;;
+    (clean)
+      sweep_all "$3";
+      [ "$3" = look ] || { meant config && litter; };
+      say ok;;
+    (peek)
+      if ! meant "$3"; then
+        say no read;
+      elif [ ! -e "$f" ]; then
+        absent;
+      elif [ ! -f "$f" ] || [ ! -r "$f" ]; then
+        say no read;
+      else
+        {
+          {
+            if [ "$3" = config ]; then
+              cat "$f";
+            else
+              sed -e "/^ *[[]/b" -e "s/[=:].*/=/" -e t -e "s/.*//" "$f";
+            fi;
+          } | od -v -A n -t x1 | tr -d " \n";
+          echo;
+        } | fold -w 4000 | sed -n "$4,${5}p" | while read -r l; do
+          [ -z "$l" ] || say row "$l";
+        done;
+        say ok $(cksum < "$f");
+      fi;;
+    (splice)
+      r=/dev/null;
+      if ! meant "$3"; then
+        f=;
+      elif [ -e "$f" ]; then
+        K=$f.broker.$$;
+        [ -w "$f" ] && cp -p "$f" "$K" && r=$K;
+      elif [ ! -h "$f" ]; then
+        K=$f.broker.$$;
+        mkdir -p "${f%/*}" && true > "$K" && r=$K;
+      fi;
+      {
+        [ "$6" = 0 ] || dd if="$f" bs="$6" count=1;
+        while IFS= read -r l; do
+          [ "$l" = "$N" ] && break;
+          printf "%s\n" "$l";
+        done;
+        [ "$7" = "$5" ] || tail -c "+$(($7 + 1))" "$f";
+      } > "$r";
+      if [ "$r" = /dev/null ]; then
+        say no write;
+      elif ! same "$4" "$5"; then
+        say no changed;
+      else
+        s=$(wc -c < "$K");
+        if [ "$(($s))" = "$(($6 + $8 + $5 - $7))" ] && mv -f "$K" "$f"; then
+          say ok $(cksum < "$f");
+        else
+          say no write;
+        fi;
+      fi;
+      [ -z "$K" ] || rm -f "$K";
+      K=;;
+    (discard)
+      if ! meant "$3" || ! same "$4" "$5"; then
+        say no changed;
+      elif rm -f "$f"; then
+        [ "$6" = directory ] && rmdir "$HOME/.aws";
+        absent;
+      else
+        say no write;
+      fi;;
     (remove)
       if wipe; then
         say ok;

@@ -6,7 +6,7 @@ mod options;
 mod role_files;
 mod visit;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 pub(crate) use event::{Event, Step};
 use link::Link;
@@ -25,6 +25,7 @@ use crate::{
         files::{self, Layout},
         helper,
         install::{Installed, Key, Place},
+        managed::{self, Managed},
         probe::Refusal,
         sockets::ListenerProblem,
     },
@@ -149,7 +150,14 @@ impl Error {
 pub(crate) struct Tunnel {
     inputs: Inputs,
     link: Link,
-    installed: Arc<Installed>,
+    on_host: OnHost,
+}
+
+/// What lies on the host.
+struct OnHost {
+    files: Arc<Installed>,
+    /// Our block in the host's own configuration (`--install-profiles`).
+    managed: Option<Managed>,
     exports: Exports,
 }
 
@@ -169,8 +177,8 @@ impl Tunnel {
         link.serve(&inputs.grants);
 
         inputs.observe(Event::Started { step: Step::Install, subject: inputs.host() });
-        let (installed, exports) = match install(&inputs, &mut link).await {
-            Ok(installed) => installed,
+        let on_host = match install(&inputs, &mut link).await {
+            Ok(on_host) => on_host,
             Err(source) => {
                 inputs.grants.revoke_all();
                 link.close().await;
@@ -186,15 +194,15 @@ impl Tunnel {
             files: link.ways.file,
             url: link.ways.port.map(|port| format!("http://127.0.0.1:{port}/")),
             profiles: inputs.grants.list().iter().map(|grant| grant.profile.to_string()).collect(),
-            directory: installed.path().to_owned(),
+            directory: on_host.files.path().to_owned(),
         });
-        Ok(Self { inputs, link, installed, exports })
+        Ok(Self { inputs, link, on_host })
     }
 
     /// Returns the exports for `shell`, or for the login shell of the host.
     pub(crate) fn exports(&self, shell: Option<Shell>) -> zeroize::Zeroizing<String> {
-        let shell = shell.or(self.exports.login_shell).unwrap_or(Shell::Sh);
-        shell.render(&self.exports.environment)
+        let shell = shell.or(self.on_host.exports.login_shell).unwrap_or(Shell::Sh);
+        shell.render(&self.on_host.exports.environment)
     }
 
     /// Returns the shell on the host that the exports are for.
@@ -204,12 +212,12 @@ impl Tunnel {
 
     /// Starts the login shell on the host, in our environment.
     pub(crate) async fn shell(&self, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
-        self.run(&files::shell_command(self.installed.path()), pty).await
+        self.run(&files::shell_command(self.on_host.files.path()), pty).await
     }
 
     /// Starts the command that was installed.
     pub(crate) async fn command(&self, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
-        self.run(&files::command_command(self.installed.path()), pty).await
+        self.run(&files::command_command(self.on_host.files.path()), pty).await
     }
 
     async fn run(&self, command: &str, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
@@ -233,9 +241,20 @@ impl Tunnel {
 
     /// Revokes, cleans the host, disconnects: within 2 s, whatever the host does.
     pub(crate) async fn stop(self, reason: &str) {
-        let Self { inputs, link, installed, .. } = self;
+        let Self { inputs, link, on_host: OnHost { files, managed, .. } } = self;
         inputs.grants.revoke_all();
-        drop(installed);
+        drop(files);
+        if let Some(managed) = managed
+            && !matches!(tokio::time::timeout(UNMANAGE_TIMEOUT, managed.remove()).await, Ok(Ok(())))
+        {
+            inputs.observe(Event::Warning {
+                message: format!(
+                    "our profiles are still in `~/.aws/config` of {host} and lead nowhere now; the next connection \
+                     replaces them, and `broker clean {host}` removes them",
+                    host = inputs.host()
+                ),
+            });
+        }
         let host_clean = link.close().await;
         inputs.log.record(audit::Entry { event: audit::Event::TunnelDown, ..audit::Entry::default() });
         inputs.observe(Event::Stopped { host: inputs.host(), reason: reason.to_owned(), host_clean });
@@ -243,7 +262,7 @@ impl Tunnel {
 }
 
 /// Puts our files on the host.
-async fn install(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, Exports), helper::Error> {
+async fn install(inputs: &Inputs, link: &mut Link) -> Result<OnHost, helper::Error> {
     let Some(directory) = link.directory.take() else { return Err(helper::Error::NoPlace) };
     match directory.place() {
         Place::Home => inputs.observe(Event::Warning {
@@ -278,7 +297,7 @@ async fn install(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, Ex
         profiles: match (&link.ways.socket, link.ways.file) {
             (Some(_), _) => files::Profiles::Socket,
             (None, true) => files::Profiles::Files,
-            (None, false) => files::Profiles::None,
+            (None, false) => files::Profiles::Port,
         },
         default,
         others: grants.collect(),
@@ -288,15 +307,47 @@ async fn install(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, Ex
     };
     let environment = layout.environment(directory.path());
     let files = layout.files(directory.path());
+    let sections = layout.sections(directory.path());
     let installed = Arc::new(directory.install(files).await?);
     if link.ways.file {
         let mut written = role_files::Written::default();
         role_files::write(&inputs.grants, &installed, &mut written).await?;
         link.keep_files(Arc::clone(&inputs.grants), Arc::clone(&installed), written);
     }
+    let managed = match inputs.options.install_profiles {
+        true => install_profiles(inputs, link, installed.path(), &sections).await,
+        false => None,
+    };
     let login_shell = link.facts.shell.as_deref().and_then(Shell::of);
-    Ok((installed, Exports { environment, login_shell }))
+    Ok(OnHost { files: installed, managed, exports: Exports { environment, login_shell } })
 }
+
+/// Puts our profiles into the host's own configuration. What cannot be done there is said, and the rest works without.
+async fn install_profiles(
+    inputs: &Inputs,
+    link: &Link,
+    directory: &str,
+    sections: &[managed::Wanted],
+) -> Option<Managed> {
+    let host = inputs.host();
+    match managed::install(&link.helper, &link.facts.host, directory, sections).await {
+        Ok(outcome) => {
+            for left_out in &outcome.left_out {
+                inputs.observe(Event::Warning { message: left_out.told(&host) });
+            }
+            outcome.managed
+        }
+        Err(error) => {
+            inputs.observe(Event::Warning {
+                message: format!("no profile was put into `~/.aws/config` of {host}: {error}"),
+            });
+            None
+        }
+    }
+}
+
+/// The removal is a round trip and a rename, and part of the two seconds that a stop may take.
+const UNMANAGE_TIMEOUT: Duration = Duration::from_millis(600);
 
 /// Returns what a task returned, or goes on with its panic.
 fn reraise<T>(ended: Result<T, JoinError>) -> T {

@@ -12,7 +12,9 @@ use crate::{
     human::Human,
     remote::{
         helper::{self, Facts, Helper},
+        home,
         leftovers::{self, Leftover, Sweep},
+        managed::{self, Cleaned},
     },
     ssh::{
         session::{HostKeys, Session},
@@ -55,6 +57,15 @@ impl Visit {
     /// Finds what brokers left on the host, and treats it as `sweep` says.
     pub(crate) async fn sweep(&self, sweep: Sweep) -> Result<Vec<Leftover>, Error> {
         leftovers::sweep(&self.helper, sweep).await.map_err(|source| self.failed(source))
+    }
+
+    /// Finds the blocks of brokers in the host's own configuration, and treats them as `sweep` says.
+    pub(crate) async fn sweep_profiles(
+        &self,
+        found: &[Leftover],
+        sweep: Sweep,
+    ) -> Result<Vec<Cleaned>, home::Error> {
+        managed::clean(&self.helper, &self.facts.host, found, sweep).await
     }
 
     /// Ends the helper and the connection.

@@ -1,0 +1,209 @@
+//! What lies on the host beside our own directory, what is left there, and how it goes away again.
+
+use std::{
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::PathBuf,
+    process::Command,
+};
+
+use sandbox::{home::Output, sshd::SshdOptions, users::User};
+
+use crate::support::{BASTION, PATIENCE, Tunnel, World, sdk};
+
+const ARN: &str = "import boto3, sys; p = sys.argv[1] if len(sys.argv) > 1 else None; \
+                   print(boto3.Session(profile_name=p).client('sts').get_caller_identity()['Arn'])";
+
+/// What the user of the host has in `~/.aws/config` beforehand: odd bytes, and no newline at the end.
+const THEIRS: &[u8] = b"# \xc3\xa4 comment\r\n[profile mine]\r\nregion = us-east-1";
+
+/// A world whose host's user has an empty home that no other test sees.
+fn world(options: SshdOptions) -> World {
+    let user = User::host();
+    let owner = format!("uid={},gid={},mode=755", user.uid, user.gid);
+    let mut mount = Command::new("mount");
+    let mounted = mount.args(["-t", "tmpfs", "-o", &owner, "none"]).arg(&user.home).status().unwrap();
+    assert!(mounted.success());
+    World::with(options)
+}
+
+impl World {
+    /// A file in the home of the host's user.
+    fn home_file(&self, path: &str) -> PathBuf {
+        self.sshd.user().home.join(path)
+    }
+
+    /// Writes a file into the home of the host's user, as that user would.
+    #[expect(clippy::disallowed_methods, reason = "no secret of anybody's")]
+    fn plant(&self, path: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
+        let user = self.sshd.user();
+        let mut directory = user.home.clone();
+        let parts: Vec<_> = path.split('/').collect();
+        for part in &parts[..parts.len() - 1] {
+            directory.push(part);
+            if !directory.is_dir() {
+                std::fs::create_dir(&directory).unwrap();
+                chown(&directory, Some(user.uid), Some(user.gid)).unwrap();
+            }
+        }
+        let file = self.home_file(path);
+        std::fs::write(&file, content).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        chown(&file, Some(user.uid), Some(user.gid)).unwrap();
+        file
+    }
+
+    /// A process of the host's user that no shell of ours started: a kernel, a cron job.
+    fn kernel(&self, profile: Option<&str>) -> Command {
+        let mut python = self.on_host(sdk("python/bin/python").to_str().unwrap(), &["-c", ARN]);
+        python.args(profile).env("AWS_DEFAULT_REGION", "eu-west-1").env("AWS_EC2_METADATA_DISABLED", "true");
+        python
+    }
+
+    #[track_caller]
+    fn role(&mut self, profile: Option<&str>) -> String {
+        let kernel = self.kernel(profile);
+        let output = self.run(kernel);
+        assert_eq!(output.code, Some(0), "{profile:?}: {output}");
+        output.stdout().trim().to_owned()
+    }
+
+    /// Ends broker in a way that it cannot see, and waits until what lay in its directory is gone.
+    fn kill(&mut self, mut tunnel: Tunnel) {
+        tunnel.process.signal(nix::sys::signal::Signal::SIGKILL);
+        let output = tunnel.process.wait(PATIENCE);
+        self.heard("a killed broker", &output);
+        self.until_gone();
+    }
+
+    fn until_gone(&self) {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !self.left_on_host().is_empty() {
+            assert!(std::time::Instant::now() < deadline, "left on the host: {:?}", self.left_on_host());
+            std::thread::yield_now();
+        }
+    }
+
+    fn clean(&mut self, arguments: &[&str]) -> Output {
+        let mut all = vec!["clean", BASTION, "--batch"];
+        all.extend_from_slice(arguments);
+        let command = self.broker(&all);
+        self.run(command)
+    }
+}
+
+#[test]
+fn processes_that_no_shell_of_ours_starts_find_every_profile_in_every_transport() {
+    if sandbox::isolated!() {
+        return;
+    }
+    for (transport, forwards) in [("auto", ""), ("tcp", ""), ("file", "DisableForwarding yes")] {
+        let mut options = SshdOptions::default();
+        if !forwards.is_empty() {
+            options = options.config(forwards);
+        }
+        let mut world = world(options);
+        let config = world.plant(".aws/config", THEIRS, 0o640);
+        let flags = ["-p", "dev", "-p", "audit", "--transport", transport, "--install-profiles"];
+        for run in ["first", "second"] {
+            let tunnel = world.tunnel(&flags);
+            let (dev, audit) = (World::arn("Developer"), World::arn("Auditor"));
+            assert_eq!(world.role(None), dev, "{transport}, {run} run");
+            assert_eq!(world.role(Some("dev")), dev, "{transport}, {run} run");
+            assert_eq!(world.role(Some("audit")), audit, "{transport}, {run} run");
+            assert!(std::fs::read(&config).unwrap().starts_with(THEIRS), "{transport}");
+            let output = tunnel.stop(&mut world);
+            assert!(!output.stderr().contains("warning"), "{output}");
+            assert_eq!(std::fs::read(&config).unwrap(), THEIRS, "{transport}: byte for byte");
+            let metadata = config.metadata().unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o7777, 0o640);
+        }
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn after_a_crash_the_profiles_fail_with_a_sentence_and_the_next_run_replaces_them() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = world(SshdOptions::default());
+    let config = world.home_file(".aws/config");
+    let flags = ["-p", "dev", "--transport", "unix", "--install-profiles"];
+    let tunnel = world.tunnel(&flags);
+    assert_eq!(world.role(Some("dev")), World::arn("Developer"));
+    world.kill(tunnel);
+    let left = std::fs::read_to_string(&config).unwrap();
+    assert!(left.contains("[profile dev]") && left.contains("[default]"), "{left}");
+    for profile in [None, Some("dev")] {
+        let kernel = world.kernel(profile);
+        let output = world.run(kernel);
+        assert_ne!(output.code, Some(0), "{output}");
+        assert!(output.stderr().contains("run-broker-connect-if-this-is-missing"), "{output}");
+    }
+    // The directory's name is another one each time, so this is another block.
+    let tunnel = world.tunnel(&flags);
+    assert_eq!(world.role(Some("dev")), World::arn("Developer"));
+    assert_eq!(std::fs::read_to_string(&config).unwrap().matches("# >>> broker").count(), 1);
+    world.kill(tunnel);
+
+    let output = world.clean(&[]).success();
+    assert!(output.stdout().contains("removed the block"), "{output}");
+    assert!(!config.exists(), "neither it nor its directory was there before");
+    assert!(!world.home_file(".aws").exists());
+    world.assert_clean();
+}
+
+#[test]
+fn profiles_that_the_user_has_are_left_to_them_and_named() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = world(SshdOptions::default());
+    let theirs = b"[default]\nregion = us-east-1\n[profile dev]\nregion = us-west-2\n";
+    let config = world.plant(".aws/config", theirs, 0o600);
+    let keys = "[audit]\naws_access_key_id = AKIDEXAMPLE\naws_secret_access_key = x\n";
+    let credentials = world.plant(".aws/credentials", keys, 0o600);
+    let tunnel = world.tunnel(&["-p", "dev", "-p", "audit", "--install-profiles"]);
+    assert_eq!(std::fs::read(&config).unwrap(), theirs);
+    let output = tunnel.stop(&mut world);
+    for part in ["has a `[default]` of its own", "has a `[profile dev]` of its own", "has a `[audit]`"] {
+        assert!(output.stderr().contains(part), "{output}");
+    }
+    assert_eq!(std::fs::read(&config).unwrap(), theirs);
+    assert_eq!(std::fs::read_to_string(&credentials).unwrap(), keys);
+    world.assert_clean();
+}
+
+#[test]
+fn clean_removes_what_is_dead_and_leaves_a_running_broker_alone() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = world(SshdOptions::default());
+    let config = world.plant(".aws/config", THEIRS, 0o600);
+    let uid = world.sshd.user().uid;
+    let old = world.plant(&format!(".cache/broker-{uid}-elsewhere-0badf00d/1/token-dev"), "x", 0o600);
+    let tunnel = world.tunnel(&["-p", "dev", "--install-profiles"]);
+    let dead = tunnel.directory().parent().unwrap().join("dead");
+    std::fs::create_dir(&dead).unwrap();
+    let directory = tunnel.directory().display().to_string();
+
+    let output = world.clean(&[]).success();
+    assert_eq!(output.stdout(), format!("removed {}\n", dead.display()), "{output}");
+    assert!(output.stderr().contains(&format!("`{directory}` is in use by a running broker")), "{output}");
+    assert!(output.stderr().contains("belongs to a running broker"), "{output}");
+    assert!(output.stderr().contains("elsewhere") && old.exists(), "{output}");
+    assert_eq!(world.role(Some("dev")), World::arn("Developer"), "the running one goes on");
+
+    let output = world.clean(&["--force"]).success();
+    assert!(output.stdout().contains(&format!("removed {directory}\n")), "{output}");
+    assert!(!old.exists() && !tunnel.directory().exists());
+    assert_eq!(std::fs::read(&config).unwrap(), THEIRS);
+    let output = world.clean(&[]).success();
+    assert_eq!(output.stdout(), "");
+    assert!(output.stderr().contains("nothing of any broker"), "{output}");
+    let output = tunnel.stop(&mut world);
+    assert_eq!(output.code, Some(130), "{output}");
+    assert_eq!(std::fs::read(&config).unwrap(), THEIRS);
+    world.assert_clean();
+}
