@@ -121,6 +121,7 @@ pub(crate) struct Flags {
     pub(crate) trust_host_users: bool,
     pub(crate) allow_uids: Vec<u32>,
     pub(crate) install_profiles: bool,
+    pub(crate) keep_config: bool,
     pub(crate) batch: bool,
 }
 
@@ -220,6 +221,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
                 CallerCheck::Required
             },
             install_profiles: flags.install_profiles,
+            keep_config: flags.keep_config,
         },
         allow_uids: flags.allow_uids,
         job,

@@ -133,6 +133,10 @@ pub(super) struct Arguments {
     #[arg(long)]
     install_profiles: bool,
 
+    /// Which configuration SDKs on the host read: ours, or the host's own, of which we only say what is in our way
+    #[arg(long, value_name = "WHOSE", default_value = "replace")]
+    remote_config: RemoteConfig,
+
     /// Sign in with a code on another device instead of a browser here
     #[arg(long)]
     device_code: bool,
@@ -142,6 +146,14 @@ pub(super) struct Arguments {
 enum RemotePort {
     Auto,
     Exactly(u16),
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RemoteConfig {
+    /// Ours, with a profile for each role, while a shell or command of ours runs
+    Replace,
+    /// The host's
+    Keep,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -246,6 +258,7 @@ impl Arguments {
             trust_host_users: self.trust_host_users,
             allow_uids: self.allow_uids,
             install_profiles: self.install_profiles,
+            keep_config: matches!(self.remote_config, RemoteConfig::Keep),
             batch,
         })
     }
@@ -316,6 +329,7 @@ pub(super) async fn run(
                     Job::Command { line, .. } => Some(line.clone()),
                     Job::Shell { .. } | Job::Exports { .. } => None,
                 },
+                shell: matches!(plan.job, Job::Shell { .. }),
                 allow_uids: plan.allow_uids.clone(),
                 grants: Arc::clone(&grants),
                 host_keys: Arc::new(host_keys),

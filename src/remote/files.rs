@@ -37,6 +37,8 @@ pub(crate) struct Layout<'a> {
     /// The grant for whatever asks without a name.
     pub(crate) default: Grant<'a>,
     pub(crate) others: Vec<Grant<'a>>,
+    /// A name that the host's rc files put into `AWS_PROFILE` behind us: it leads to the default grant.
+    pub(crate) alias: Option<&'a ProfileName>,
     /// `--token env`: the default grant's token is in the environment, and so in `env.sh`.
     pub(crate) token_in_environment: bool,
     /// `--remote-config keep`: the host's own configuration stays in force.
@@ -148,7 +150,13 @@ impl Layout<'_> {
     fn profiles(&self) -> impl Iterator<Item = (&str, &Grant<'_>, bool)> {
         let named = |grant: &&Grant<'_>| grant.profile.as_str() != "default";
         // `default` is the default grant, whatever its name: first come, first served.
+        let all = || std::iter::once(&self.default).chain(&self.others);
+        let alias = self
+            .alias
+            .map(ProfileName::as_str)
+            .filter(|alias| *alias != "default" && !all().any(|grant| grant.profile.as_str() == *alias));
         std::iter::once(("default", &self.default, true))
+            .chain(alias.map(|alias| (alias, &self.default, true)))
             .chain(Some(&self.default).filter(named).map(|grant| (grant.profile.as_str(), grant, true)))
             .chain(self.others.iter().filter(named).map(|grant| (grant.profile.as_str(), grant, false)))
     }
@@ -307,6 +315,7 @@ mod tests {
             profiles: Profiles::Port,
             default: Grant { profile: &profile, token: &token, region: Some(&region), output: Some("json") },
             others: vec![Grant { profile: &other, token: &token, region: None, output: None }],
+            alias: None,
             token_in_environment: false,
             keep_config: false,
             command,
@@ -382,6 +391,28 @@ mod tests {
             with_layout(name, None, |layout| assert_eq!(layout.config("/d"), expected(header)));
         }
         with_layout("default", None, |layout| assert_eq!(layout.config("/d").matches('[').count(), 2));
+    }
+
+    #[test]
+    fn what_rc_files_name_as_the_profile_leads_to_the_default_role_unless_it_is_served() {
+        for (alias, sections) in [("stale", 4), ("other", 3), ("corp", 3), ("default", 3)] {
+            let alias = profile(alias);
+            with_layout("corp", None, |layout| {
+                let layout = Layout {
+                    profiles: Profiles::Socket,
+                    alias: Some(&alias),
+                    default: layout.default,
+                    others: layout.others.clone(),
+                    ..*layout
+                };
+                let config = layout.config("/d");
+                assert_eq!(config.matches("[").count(), sections, "{config}");
+                if alias.as_str() == "stale" {
+                    let (_, section) = config.split_once("[profile stale]\n").unwrap();
+                    assert!(section.lines().nth(2).unwrap().ends_with(" /d corp /"), "{config}");
+                }
+            });
+        }
     }
 
     #[test]

@@ -194,6 +194,8 @@ pub(crate) struct Facts {
     pub(crate) parent: Parent,
     /// Whether listeners and callers can be identified.
     pub(crate) shows_sockets: bool,
+    /// Files in `~/.aws/sso/cache` that hold a token of IAM Identity Center.
+    pub(crate) token_caches: Vec<String>,
 }
 
 /// A process, told from a later one with the same id by when it started.
@@ -333,6 +335,11 @@ impl Facts {
             boot_id: text("boot"),
             parent: Parent { pid: pid.parse().map_err(|_| INCOMPLETE)?, started: started.parse().ok() },
             shows_sockets: fact("sockets") == Some("yes"),
+            token_caches: rows
+                .iter()
+                .filter_map(|row| row.strip_prefix("cache "))
+                .map(crate::printable::one_line)
+                .collect(),
         })
     }
 }

@@ -317,6 +317,15 @@ if [ -r /proc/net/tcp ]; then
 else
   say row sockets no;
 fi;
+set +f;
+grep -l accessToken "$HOME/.aws/sso/cache/"*.json | while read -r i; do
+  i=${i##*/};
+  case $i in
+    (*[!A-Za-z0-9._-]*) i=*.json;;
+  esac;
+  say row cache "$i";
+done;
+set -f;
 [ "$(command -v printf)" = printf ] || say row missing printf;
 for i in chmod grep ls mkdir mv rm rmdir sleep sort wc; do
   command -v "$i" >/dev/null || say row missing "$i";

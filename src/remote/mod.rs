@@ -18,6 +18,7 @@ pub(crate) mod leftovers;
 pub(crate) mod managed;
 pub(crate) mod probe;
 pub(crate) mod profiles;
+pub(crate) mod shadow;
 pub(crate) mod sockets;
 
 /// Returns `text` as one word of a POSIX shell's command line, whatever it holds.

@@ -13,7 +13,9 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    CallerCheck, DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, Transport, reraise,
+    CallerCheck, DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, Transport,
+    login_shell::{self, Question},
+    reraise,
     role_files::{self, Written},
 };
 use crate::{
@@ -24,6 +26,7 @@ use crate::{
         helper::{self, Facts, Helper, Nonce},
         install::{Directory, Installed, Key},
         probe::{self, Attempt, Probes},
+        shadow::Variable,
         sockets,
     },
     serve::{self, Endpoint},
@@ -48,6 +51,8 @@ pub(super) struct Link {
     pub(super) directory: Option<Directory>,
     forwards: Vec<Forward>,
     tasks: JoinSet<TaskEnd>,
+    /// What the login shell of the host exports, while it is being asked.
+    asking: JoinSet<Vec<Variable>>,
     stop_serving: watch::Sender<bool>,
 }
 
@@ -140,8 +145,10 @@ impl Link {
             directory: None,
             forwards: Vec::new(),
             tasks,
+            asking: JoinSet::new(),
             stop_serving,
         };
+        link.ask_login_shell(inputs);
         let without_port = match forward {
             None => None,
             Some(asked) => link.open_port(inputs, wanted, asked).await.err(),
@@ -337,6 +344,23 @@ impl Link {
         Err(Error::SelfTest { host: inputs.host(), port })
     }
 
+    /// Asks the login shell that will run in our environment what it exports, while we go on. After the helper, which
+    /// needs its channel more where a server allows one only.
+    fn ask_login_shell(&mut self, inputs: &Inputs) {
+        let how = match (&inputs.command, inputs.shell) {
+            (Some(_), _) => Question::Command,
+            (None, true) => Question::Shell,
+            (None, false) => return,
+        };
+        let session = Arc::clone(&self.session);
+        self.asking.spawn(async move { login_shell::ask(&session, how).await.unwrap_or_default() });
+    }
+
+    /// Returns what the login shell exports; nothing if it was not asked or did not say.
+    pub(super) async fn exported(&mut self) -> Vec<Variable> {
+        self.asking.join_next().await.map(reraise).unwrap_or_default()
+    }
+
     /// Answers what comes through the forwards from now on.
     pub(super) fn serve(&mut self, grants: &Arc<Grants>) {
         for forward in std::mem::take(&mut self.forwards) {
@@ -391,6 +415,7 @@ impl Link {
         drop(tokio::time::timeout(BYE_TIMEOUT, farewell).await);
         self.session.disconnect().await;
         self.tasks.shutdown().await;
+        self.asking.shutdown().await;
         matches!(removed, Ok(Ok(())))
     }
 }

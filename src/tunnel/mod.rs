@@ -2,6 +2,7 @@
 
 mod event;
 mod link;
+mod login_shell;
 mod options;
 mod role_files;
 mod visit;
@@ -19,14 +20,17 @@ use crate::{
     audit::{self, Log},
     creds::grant::Grants,
     human::Human,
+    names::ProfileName,
     remote::{
         self,
         exports::Shell,
         files::{self, Layout},
         helper,
+        home::HomeFile,
         install::{Installed, Key, Place},
         managed::{self, Managed},
         probe::Refusal,
+        shadow::{self, Shadow, Variable},
         sockets::ListenerProblem,
     },
     ssh::{self, process::Process, pump::Pump, session::HostKeys, target::Target, terminal::Pty},
@@ -49,6 +53,8 @@ pub(crate) struct Inputs {
     pub(crate) options: Options,
     /// A command for the login shell, whose file has to be installed with the others.
     pub(crate) command: Option<String>,
+    /// Whether a login shell will run in our environment.
+    pub(crate) shell: bool,
     /// The name of our directory on the host where no port gives it one; the same for every link of one tunnel.
     pub(crate) key: Key,
     pub(crate) allow_uids: Vec<u32>,
@@ -292,6 +298,9 @@ async fn install(inputs: &Inputs, link: &mut Link) -> Result<OnHost, helper::Err
     let Some(default) = grants.next() else {
         return Err(helper::Error::Unfit { name: "no grant".to_owned() });
     };
+    let exported = link.exported().await;
+    let alias = shadow::profile(&exported).and_then(|name| name.parse::<ProfileName>().ok());
+    let keep_config = inputs.options.keep_config;
     let layout = Layout {
         port: link.ways.port,
         profiles: match (&link.ways.socket, link.ways.file) {
@@ -301,8 +310,9 @@ async fn install(inputs: &Inputs, link: &mut Link) -> Result<OnHost, helper::Err
         },
         default,
         others: grants.collect(),
+        alias: alias.as_ref().filter(|_| !keep_config),
         token_in_environment: inputs.options.token == TokenPlace::Environment,
-        keep_config: false,
+        keep_config,
         command: inputs.command.as_deref(),
     };
     let environment = layout.environment(directory.path());
@@ -314,12 +324,38 @@ async fn install(inputs: &Inputs, link: &mut Link) -> Result<OnHost, helper::Err
         role_files::write(&inputs.grants, &installed, &mut written).await?;
         link.keep_files(Arc::clone(&inputs.grants), Arc::clone(&installed), written);
     }
+    for shadow in shadows(inputs, link, &exported).await {
+        inputs.observe(Event::Warning { message: shadow.to_string() });
+    }
     let managed = match inputs.options.install_profiles {
         true => install_profiles(inputs, link, installed.path(), &sections).await,
         false => None,
     };
     let login_shell = link.facts.shell.as_deref().and_then(Shell::of);
     Ok(OnHost { files: installed, managed, exports: Exports { environment, login_shell } })
+}
+
+/// Finds what on the host would be used instead of us.
+async fn shadows(inputs: &Inputs, link: &Link, exported: &[Variable]) -> Vec<Shadow> {
+    let host = inputs.host();
+    let keep = inputs.options.keep_config;
+    let mut shadows = shadow::in_caches(&host, &link.facts.token_caches);
+    shadows.extend(shadow::in_login_shell(&host, exported, !keep));
+    if keep {
+        let config = HomeFile::config(&link.helper).await;
+        let credentials = HomeFile::credentials(&link.helper).await;
+        match (config, credentials) {
+            (Ok(config), Ok(credentials)) => shadows.extend(shadow::in_files(
+                &host,
+                config.content().unwrap_or_default(),
+                credentials.content().unwrap_or_default(),
+            )),
+            (Err(error), _) | (_, Err(error)) => inputs.observe(Event::Warning {
+                message: format!("what is in our way in the configuration of {host} is not known: {error}"),
+            }),
+        }
+    }
+    shadows
 }
 
 /// Puts our profiles into the host's own configuration. What cannot be done there is said, and the rest works without.

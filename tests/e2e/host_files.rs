@@ -207,3 +207,47 @@ fn clean_removes_what_is_dead_and_leaves_a_running_broker_alone() {
     assert_eq!(std::fs::read(&config).unwrap(), THEIRS);
     world.assert_clean();
 }
+
+/// A JWT-like token as the copy procedure leaves it on a host.
+const COPIED_CACHE: &str =
+    r#"{"startUrl": "x", "accessToken": "copied-canary", "refreshToken": "copied-canary-2"}"#;
+
+#[test]
+fn what_the_old_procedures_left_does_no_harm_in_our_shells_and_is_named() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = world(SshdOptions::default());
+    world.plant(".aws/sso/cache/0badf00d.json", COPIED_CACHE, 0o600);
+    let keys = "[default]\naws_access_key_id = AKIDEXAMPLE\naws_secret_access_key = x\n";
+    world.plant(".aws/credentials", keys, 0o600);
+    world.plant(".bash_profile", "echo Welcome; export AWS_PROFILE=corp-sso\n", 0o644);
+    let show =
+        format!("echo profile=$AWS_PROFILE; {} -c \"{ARN}\"; exit\n", sdk("python/bin/python").display());
+
+    let arguments = ["-p", "dev", "-p", "audit", "-T"];
+    let mut shell = world.laptop.spawn(world.connect(&arguments));
+    shell.send(&show);
+    let output = shell.wait(PATIENCE);
+    world.heard("a shell", &output);
+    assert_eq!(output.code, Some(0), "{output}");
+    assert!(output.stdout().contains("profile=corp-sso"), "{output}");
+    assert!(output.stdout().contains(&World::arn("Developer")), "{output}");
+    let warning = format!("`ssh {BASTION} 'rm ~/.aws/sso/cache/0badf00d.json'`");
+    assert!(output.stderr().contains(&warning), "{output}");
+    assert!(!output.stderr().contains("AWS_PROFILE"), "it does no harm: {output}");
+
+    // With the host's own configuration in force, the same things are in the way, and named.
+    let arguments = ["-p", "dev", "-T", "--remote-config", "keep"];
+    let mut shell = world.laptop.spawn(world.connect(&arguments));
+    shell.send("echo config=$AWS_CONFIG_FILE.; exit\n");
+    let output = shell.wait(PATIENCE);
+    world.heard("a shell", &output);
+    assert!(output.stdout().contains("config=."), "{output}");
+    for part in ["exports `AWS_PROFILE=corp-sso`", "`~/.aws/credentials` of bastion has `aws_access_key_id`"]
+    {
+        assert!(output.stderr().contains(part), "{output}");
+    }
+    assert_eq!(std::fs::read_to_string(world.home_file(".aws/credentials")).unwrap(), keys);
+    world.assert_clean();
+}
