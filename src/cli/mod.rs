@@ -3,6 +3,7 @@
 mod clean;
 mod connect;
 mod console;
+mod doctor;
 pub(crate) mod failure;
 mod host;
 mod login;
@@ -35,6 +36,7 @@ enum Command {
     Connect(Box<connect::Arguments>),
     Login(login::Arguments),
     Clean(Box<clean::Arguments>),
+    Doctor(Box<doctor::Arguments>),
 }
 
 /// How we talk; the same for every command.
@@ -124,6 +126,7 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 connect::run(*arguments, &cli.output, &environment, &terminal).await
             }
             Command::Login(arguments) => login::run(&arguments, &environment, &terminal).await,
+            Command::Doctor(arguments) => doctor::run(&arguments, &cli.output, &environment, &terminal).await,
             Command::Clean(arguments) => clean::run(&arguments, &cli.output, &environment, &terminal).await,
         }
     });

@@ -459,6 +459,16 @@ while IFS= read -r l; do
       else
         say no write;
       fi;;
+    (survey)
+      say row time "$(date -u +%s)";
+      for i in python3 nc; do
+        command -v "$i" >/dev/null && say row "$i";
+      done;
+      if command -v curl >/dev/null; then
+        set -- $(curl -q --version);
+        say row curl "$2";
+      fi;
+      say ok;;
     (remove)
       if wipe; then
         say ok;

@@ -20,6 +20,7 @@ pub(crate) mod probe;
 pub(crate) mod profiles;
 pub(crate) mod shadow;
 pub(crate) mod sockets;
+pub(crate) mod survey;
 
 /// Returns `text` as one word of a POSIX shell's command line, whatever it holds.
 ///

@@ -1,6 +1,7 @@
 //! One host's life: start order, supervision, stop order. Knows neither AWS nor the terminal.
 
 mod event;
+mod examine;
 mod link;
 mod login_shell;
 mod options;
@@ -10,6 +11,7 @@ mod visit;
 use std::{future::Future, sync::Arc, time::Duration};
 
 pub(crate) use event::{Event, Step};
+pub(crate) use examine::{Check, Level};
 use link::Link;
 pub(crate) use link::{Lost, Ways};
 pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace, Transport};

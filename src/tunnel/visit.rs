@@ -24,10 +24,10 @@ use crate::{
 
 /// A connection to a host, with the helper running there.
 pub(crate) struct Visit {
-    host: String,
-    session: Session,
-    helper: Helper,
-    facts: Facts,
+    pub(super) host: String,
+    pub(super) session: Session,
+    pub(super) helper: Helper,
+    pub(super) facts: Facts,
     tasks: JoinSet<TaskEnd>,
 }
 

@@ -251,3 +251,155 @@ fn what_the_old_procedures_left_does_no_harm_in_our_shells_and_is_named() {
     assert_eq!(std::fs::read_to_string(world.home_file(".aws/credentials")).unwrap(), keys);
     world.assert_clean();
 }
+
+impl World {
+    /// What `broker doctor` finds wrong, as `name: message; fix`, and its exit code.
+    fn doctor(&mut self, arguments: &[&str]) -> (Vec<String>, Option<i32>) {
+        let mut all = vec!["doctor", "--json", "--batch"];
+        all.extend_from_slice(arguments);
+        let command = self.broker(&all);
+        let output = self.run(command);
+        let checks: Vec<serde_json::Value> =
+            output.stdout().lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+        assert!(checks.len() > 1 || output.code == Some(1), "{output}");
+        let wrong = checks.iter().filter(|check| check["level"] != "ok").map(|check| {
+            let fix = check["fix"].as_str().unwrap_or_else(|| panic!("no fix: {check}"));
+            format!("{}: {}; {fix}", check["name"].as_str().unwrap(), check["message"].as_str().unwrap())
+        });
+        (wrong.collect(), output.code)
+    }
+
+    /// Everything below the places where we leave something, with its times.
+    fn snapshot(&self) -> Vec<(PathBuf, std::time::SystemTime)> {
+        let mut found = Vec::new();
+        let mut directories = vec![self.sshd.user().home.clone(), "/dev/shm".into(), "/run/user".into()];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(&directory).unwrap().flatten() {
+                let metadata = entry.metadata().unwrap();
+                if metadata.is_dir() {
+                    directories.push(entry.path());
+                } else {
+                    found.push((entry.path(), metadata.modified().unwrap()));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+#[test]
+fn doctor_finds_nothing_wrong_with_a_good_host_and_changes_nothing() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = world(SshdOptions::default());
+    world.plant(".aws/config", "[default]\nregion = x\n[profile a]\nsso_session = s\n", 0o600);
+    // It needs no login to AWS.
+    std::fs::remove_dir_all(world.laptop.join(".aws")).unwrap();
+    let before = world.snapshot();
+    assert_eq!(world.doctor(&[BASTION]), (vec![], Some(0)));
+    assert_eq!(world.snapshot(), before);
+    let command = world.broker(&["doctor", BASTION, "--batch"]);
+    let output = world.run(command).success();
+    assert!(output.stdout().lines().all(|line| line.starts_with("ok ")), "{output}");
+    world.assert_clean();
+}
+
+#[test]
+fn doctor_finds_everything_that_was_planted_and_each_has_its_fix() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = world(SshdOptions::default());
+    world.plant(".aws/sso/cache/copied.json", COPIED_CACHE, 0o600);
+    world.plant(".aws/credentials", "[default]\naws_access_key_id = x\n", 0o600);
+    world.plant(
+        ".bash_profile",
+        "export AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/x AWS_PROFILE=corp\n",
+        0o644,
+    );
+    let tunnel = world.tunnel(&["-p", "dev", "--transport", "unix", "--install-profiles"]);
+    world.kill(tunnel);
+    let uid = world.sshd.user().uid;
+    let dead = PathBuf::from(format!("/dev/shm/broker-{uid}"));
+    std::fs::create_dir(&dead).unwrap();
+    chown(&dead, Some(uid), None).unwrap();
+    let (wrong, code) = world.doctor(&[BASTION]);
+    assert_eq!(code, Some(1));
+    let expected = [
+        "token-cache: a token of IAM Identity Center lies on bastion",
+        "; remove it with `ssh bastion 'rm ~/.aws/sso/cache/copied.json'`",
+        "exports `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/x`",
+        "exports `AWS_PROFILE=corp`",
+        "`[default]` in `~/.aws/credentials` of bastion has `aws_access_key_id`",
+        &format!("leftovers: `/dev/shm/broker-{uid}` is left"),
+        "leftovers: the block ",
+        "; broker clean bastion",
+    ];
+    for part in expected {
+        assert!(wrong.iter().any(|wrong| wrong.contains(part)), "{part} is not in {wrong:#?}");
+    }
+    assert!(wrong[0].starts_with("token-cache"), "first of all: {wrong:#?}");
+
+    // What it says to do helps.
+    world.clean(&[]).success();
+    for path in [".aws/sso/cache/copied.json", ".aws/credentials", ".bash_profile"] {
+        std::fs::remove_file(world.home_file(path)).unwrap();
+    }
+    assert_eq!(world.doctor(&[BASTION]), (vec![], Some(0)));
+    world.assert_clean();
+}
+
+#[test]
+fn doctor_names_what_sshd_does_not_allow() {
+    if sandbox::isolated!() {
+        return;
+    }
+    for (setting, expected) in [
+        ("GatewayPorts yes", vec!["exposure: sshd opened port 4144 to the network"]),
+        ("AllowStreamLocalForwarding no", vec!["forward-unix: sshd does not forward a unix socket"]),
+        ("PermitListen 127.0.0.1:5000", vec!["forward-tcp: sshd limits which ports may be opened"]),
+        (
+            "DisableForwarding yes",
+            vec!["forward-tcp: sshd does not allow remote forwarding", "forward-unix: sshd does not"],
+        ),
+        ("ForceCommand /bin/false", vec!["helper: the helper on bastion failed"]),
+        ("DenyUsers *", vec!["connection: "]),
+    ] {
+        let mut world = world(SshdOptions::default().config(setting));
+        let (wrong, code) = world.doctor(&[BASTION]);
+        assert_eq!(code, Some(1), "{setting}: {wrong:#?}");
+        assert_eq!(wrong.len(), expected.len(), "{setting}: {wrong:#?}");
+        for (wrong, expected) in wrong.iter().zip(expected) {
+            assert!(wrong.starts_with(expected), "{setting}: {wrong}");
+        }
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn doctor_looks_at_this_machine_when_no_host_is_named() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = world(SshdOptions::default());
+    assert_eq!(world.doctor(&[]), (vec![], Some(0)));
+
+    std::fs::remove_dir_all(world.laptop.join(".aws/sso")).unwrap();
+    let blocked = world.laptop.mkdir(".local/state", 0o500);
+    let mut command = world.broker(&["doctor", "--json"]);
+    command.env("SSH_AUTH_SOCK", "/nowhere/agent");
+    let output = world.run(command);
+    assert_eq!(output.code, Some(1), "{output}");
+    for part in
+        ["nobody is signed in to", "\"fix\":\"broker login\"", "/nowhere/agent", "decisions cannot be logged"]
+    {
+        assert!(output.stdout().contains(part), "{part}: {output}");
+    }
+    std::fs::remove_dir(blocked).unwrap();
+    world.laptop.write(".aws/config", "[default]\nregion = x\n", 0o600);
+    let (wrong, code) = world.doctor(&[]);
+    assert!(code == Some(1) && wrong[0].contains("can be served; aws configure sso"), "{wrong:#?}");
+    world.assert_clean();
+}
