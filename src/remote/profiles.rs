@@ -122,12 +122,11 @@ pub(crate) fn blocks(config: &[u8]) -> Vec<Block> {
                 .find_map(|(added, word)| Some((inner.strip_suffix(word)?, *added)))
                 .unwrap_or((inner, Added::Nothing));
             open = Mark::parse(inner).map(|mark| (mark, added, range));
-        } else if let Some(inner) = line.strip_prefix(END).and_then(|rest| rest.strip_suffix(END_END)) {
-            if let Some((mark, added, begin)) = open.take()
-                && Mark::parse(inner).as_ref() == Some(&mark)
-            {
-                found.push(Block { mark, range: begin.start..range.end, added, begin });
-            }
+        } else if let Some(inner) = line.strip_prefix(END).and_then(|rest| rest.strip_suffix(END_END))
+            && let Some((mark, added, begin)) = open.take()
+            && Mark::parse(inner).as_ref() == Some(&mark)
+        {
+            found.push(Block { mark, range: begin.start..range.end, added, begin });
         }
     }
     found
@@ -335,10 +334,10 @@ mod tests {
             let config = config.into_bytes();
             let mut with = config.clone();
             let mut expected = vec![];
-            for n in 0..4 {
+            for (n, again) in between.into_iter().enumerate() {
                 with = inserted(&with, n);
                 expected.push(n);
-                if between[n] {
+                if again {
                     with = inserted(&removed(&with, n), n);
                 }
             }
