@@ -425,7 +425,8 @@ impl Locked {
             }
             if metadata.mode() & 0o077 != 0 {
                 let mode = metadata.mode() & 0o7777;
-                return Err(private_fs::Error::Exposed { path: path.to_owned(), mode }.into());
+                let sharing = private_fs::Sharing::Nobody;
+                return Err(private_fs::Error::Exposed { path: path.to_owned(), mode, sharing }.into());
             }
             let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
             let reader = File::from(

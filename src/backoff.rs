@@ -4,40 +4,6 @@
 
 use std::time::Duration;
 
-/// The waits of one series of tries.
-#[derive(Clone, Debug)]
-pub(crate) struct Backoff {
-    base: Duration,
-    cap: Duration,
-    failures: u32,
-}
-
-impl Backoff {
-    /// Starts a series whose first wait is at most `base` and whose later ones double up to `cap`.
-    pub(crate) const fn new(base: Duration, cap: Duration) -> Self {
-        Self { base, cap, failures: 0 }
-    }
-
-    /// Counts a failure and returns how long to wait before the next try.
-    ///
-    /// `random` is uniform in 0.0..1.0, such as [`random`] gives.
-    pub(crate) fn next(&mut self, random: f64) -> Duration {
-        let wait = full_jitter(self.base, self.cap, self.failures, random);
-        self.failures = self.failures.saturating_add(1);
-        wait
-    }
-
-    /// Starts over after a success.
-    pub(crate) fn reset(&mut self) {
-        self.failures = 0;
-    }
-
-    /// Returns how many failures there were since the last success.
-    pub(crate) fn failures(&self) -> u32 {
-        self.failures
-    }
-}
-
 /// Returns `random` × min(`cap`, `base` × 2^`failures`).
 pub(crate) fn full_jitter(base: Duration, cap: Duration, failures: u32, random: f64) -> Duration {
     let ceiling = 2u32.checked_pow(failures).map_or(cap, |factor| base.saturating_mul(factor)).min(cap);
@@ -65,12 +31,9 @@ mod tests {
 
     #[test]
     fn the_longest_waits_double_up_to_the_cap() {
-        let mut backoff = Backoff::new(BASE, CAP);
-        let waits: Vec<_> = (0..9).map(|_| backoff.next(1.0).as_millis()).collect();
+        let waits: Vec<_> =
+            (0..9).map(|failures| full_jitter(BASE, CAP, failures, 1.0).as_millis()).collect();
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
-        assert_eq!(backoff.failures(), 9);
-        backoff.reset();
-        assert_eq!(backoff.next(1.0), BASE);
     }
 
     #[test]

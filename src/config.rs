@@ -59,12 +59,17 @@ impl Environment {
     }
 
     /// Returns where state that outlives a process is kept: `$XDG_STATE_HOME/broker` (XDG Base Directory 0.8).
-    pub(crate) fn state_directory(&self) -> PathBuf {
+    fn state_directory(&self) -> PathBuf {
         self.get("XDG_STATE_HOME")
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
             .unwrap_or_else(|| self.home.join(".local/state"))
             .join("broker")
+    }
+
+    /// Returns where every decision is logged.
+    pub(crate) fn audit_log(&self) -> PathBuf {
+        self.state_directory().join("audit.log")
     }
 
     /// Returns the AWS configuration files (`AWS_CONFIG_FILE`, `AWS_SHARED_CREDENTIALS_FILE`).
@@ -79,15 +84,11 @@ impl Environment {
         }
     }
 
-    /// Returns the endpoints that the environment pins: only these three, so that a stray `AWS_ENDPOINT_URL`
+    /// Returns the endpoints that the environment pins: only these two, so that a stray `AWS_ENDPOINT_URL`
     /// (LocalStack) never sees an SSO token.
     pub(crate) fn endpoints(&self) -> Result<Endpoints, BadEndpoint> {
         let owned = |name| self.get(name).map(str::to_owned);
-        Endpoints::new(
-            owned("AWS_ENDPOINT_URL_SSO"),
-            owned("AWS_ENDPOINT_URL_SSO_OIDC"),
-            owned("AWS_ENDPOINT_URL_STS"),
-        )
+        Endpoints::new(owned("AWS_ENDPOINT_URL_SSO"), owned("AWS_ENDPOINT_URL_SSO_OIDC"))
     }
 }
 
@@ -157,7 +158,7 @@ pub(crate) enum Error {
     NoHome,
     #[error("the name of this user is unknown (no entry in the user database, and USER is not set)")]
     NoUser,
-    #[error("no profile was named, and none is the only one or the default in `{}`", path.display())]
+    #[error("no profile was named, and `{}` has {}", path.display(), if known.is_empty() { "none" } else { "several and no usable default" })]
     NoProfile { path: PathBuf, known: Vec<String> },
     #[error("`-p {port}` is no profile")]
     PortAsProfile { port: String },
@@ -178,10 +179,10 @@ impl Error {
             Self::NoHome => Some("set HOME".to_owned()),
             Self::NoUser => Some("set USER".to_owned()),
             Self::NoProfile { known, .. } if known.is_empty() => {
-                Some("run `aws configure sso` once, or name a file with AWS_CONFIG_FILE".to_owned())
+                Some(crate::aws::profile::CONFIGURE.to_owned())
             }
             Self::NoProfile { known, .. } => {
-                Some(format!("name one with `-p NAME`; there are: {}", known.join(", ")))
+                Some(format!("name one with `-p NAME`; there are: {}", crate::aws::profile::listed(known)))
             }
             Self::PortAsProfile { port } => {
                 Some(format!("`-p` is --profile here; the SSH port is `-P {port}`"))

@@ -29,9 +29,9 @@ pub(crate) enum Error {
     NotAFile { path: PathBuf, found: &'static str },
     #[error("`{}` belongs to uid {uid}, not to you", path.display())]
     Foreign { path: PathBuf, uid: u32 },
-    #[error("`{}` can be read or changed by others (mode {mode:04o})", path.display())]
-    Exposed { path: PathBuf, mode: u32 },
-    #[error("`{}` is larger than {largest} bytes", path.display())]
+    #[error("`{}` can be {} by others (mode {mode:04o})", path.display(), sharing.danger())]
+    Exposed { path: PathBuf, mode: u32, sharing: Sharing },
+    #[error("`{}` is larger than {} KiB", path.display(), largest / 1024)]
     TooLarge { path: PathBuf, largest: u64 },
     #[error("`{}` is locked by another process", path.display())]
     Busy { path: PathBuf },
@@ -41,11 +41,20 @@ impl Error {
     /// Returns what the person can do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::Exposed { path, .. } => Some(format!("run `chmod go= '{}'`", path.display())),
-            Self::NotAFile { path, .. } | Self::TooLarge { path, .. } => {
-                Some(format!("move `{}` away; it is made anew at the next login", path.display()))
+            Self::Exposed { path, sharing, .. } => {
+                let bits = if *sharing == Sharing::Nobody { "go=" } else { "go-w" };
+                Some(format!("run `chmod {bits} '{}'`", path.display()))
             }
-            Self::Foreign { .. } | Self::Io { .. } | Self::Busy { .. } => None,
+            Self::NotAFile { .. } => Some("move it away, and put a regular file there".to_owned()),
+            Self::TooLarge { .. } => Some("look what else was written into it".to_owned()),
+            Self::Foreign { path, .. } => {
+                Some(format!("run `sudo chown \"$(id -un)\" '{}'`", path.display()))
+            }
+            Self::Io { path, source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some(format!("it must be yours: look with `ls -ld '{}'`", path.display()))
+            }
+            Self::Io { .. } => None,
+            Self::Busy { .. } => Some("try again when the other process is done".to_owned()),
         }
     }
 }
@@ -59,9 +68,24 @@ pub(crate) enum Sharing {
     ReadOnly,
 }
 
+impl Sharing {
+    /// Returns what others must not do.
+    fn danger(self) -> &'static str {
+        match self {
+            Self::Nobody => "read or changed",
+            Self::ReadOnly => "changed",
+        }
+    }
+}
+
 /// Reads a file that holds secrets; `None` when there is no such file.
 pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
-    read_as(path, Sharing::Nobody, OFlags::NOFOLLOW, LARGEST)
+    read_up_to(path, LARGEST)
+}
+
+/// Reads a file as [`read`] does, of a kind that grows larger than [`LARGEST`].
+pub(crate) fn read_up_to(path: &Path, largest: u64) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+    read_as(path, Sharing::Nobody, OFlags::NOFOLLOW, largest)
 }
 
 /// Reads a configuration file, following symlinks as its owner meant; `None` when there is no such file.
@@ -103,7 +127,7 @@ fn read_as(
         Sharing::ReadOnly => 0o022,
     };
     if metadata.mode() & forbidden != 0 {
-        return Err(Error::Exposed { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
+        return Err(Error::Exposed { path: path.to_owned(), mode: metadata.mode() & 0o7777, sharing });
     }
     let mut bytes = Zeroizing::new(Vec::new());
     file.take(largest + 1).read_to_end(&mut bytes).map_err(io)?;

@@ -1,5 +1,7 @@
 //! Holds the table of who may know whom (`src/lib.rs`), with a reason for each rule.
 
+#![allow(clippy::unwrap_used, reason = "a check of our own text: a panic is its report")]
+
 use std::{
     collections::BTreeMap,
     fs,

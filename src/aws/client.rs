@@ -27,14 +27,13 @@ const ATTEMPTS: u32 = 3;
 /// The longest answer we read. Real ones are below 10 KB.
 const LONGEST_BODY: u64 = 1 << 20;
 
-/// Addresses to use in place of AWS's own: `AWS_ENDPOINT_URL_SSO`, `_SSO_OIDC` and `_STS`, and nothing else.
+/// Addresses to use in place of AWS's own: `AWS_ENDPOINT_URL_SSO` and `_SSO_OIDC`, and nothing else.
 ///
 /// `AWS_ENDPOINT_URL` is left out on purpose: it is set for emulators, which must not get SSO tokens.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Endpoints {
     sso: Option<String>,
     sso_oidc: Option<String>,
-    sts: Option<String>,
 }
 
 /// An endpoint that must not be used.
@@ -57,22 +56,12 @@ impl BadEndpoint {
 }
 
 impl Endpoints {
-    /// Checks the values of the three variables; empty ones count as unset.
-    pub(crate) fn new(
-        sso: Option<String>,
-        sso_oidc: Option<String>,
-        sts: Option<String>,
-    ) -> Result<Self, BadEndpoint> {
+    /// Checks the values of the two variables; empty ones count as unset.
+    pub(crate) fn new(sso: Option<String>, sso_oidc: Option<String>) -> Result<Self, BadEndpoint> {
         Ok(Self {
             sso: checked("AWS_ENDPOINT_URL_SSO", sso)?,
             sso_oidc: checked("AWS_ENDPOINT_URL_SSO_OIDC", sso_oidc)?,
-            sts: checked("AWS_ENDPOINT_URL_STS", sts)?,
         })
-    }
-
-    /// Returns the override for STS.
-    pub(crate) fn sts(&self) -> Option<&str> {
-        self.sts.as_deref()
     }
 
     fn portal(&self, region: &Region) -> String {
@@ -294,6 +283,11 @@ where
             (SdkError::ServiceError(_), Some(status)) => match (&code, &message) {
                 (Some(code), Some(message)) => format!("{code} (HTTP {status}): {message}"),
                 (Some(code), None) => format!("{code} (HTTP {status})"),
+                (None, _) if status < 300 => {
+                    format!(
+                        "HTTP {status}, but no answer of AWS (is there a proxy or a captive portal in between?)"
+                    )
+                }
                 (None, _) => format!("HTTP {status}, not in AWS's form"),
             },
             (SdkError::ResponseError(_), Some(status)) => {
@@ -350,12 +344,12 @@ mod tests {
         ] {
             assert!(check_url(bad).is_err(), "{bad}");
         }
-        let error = Endpoints::new(Some("http://evil.example".into()), None, None).unwrap_err();
+        let error = Endpoints::new(Some("http://evil.example".into()), None).unwrap_err();
         assert_eq!(
             error.to_string(),
             "`AWS_ENDPOINT_URL_SSO` is `http://evil.example`, which is plain http to another machine"
         );
-        assert!(Endpoints::new(Some(String::new()), None, None).unwrap().sso.is_none());
+        assert!(Endpoints::new(Some(String::new()), None).unwrap().sso.is_none());
     }
 
     #[test]

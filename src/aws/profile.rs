@@ -135,7 +135,7 @@ pub(crate) enum Error {
     #[error("could not parse `{}`: {fault}", path.display())]
     Syntax { path: PathBuf, fault: String },
     #[error("there is no profile `{profile}` in `{}`", file.display())]
-    UnknownProfile { profile: String, file: PathBuf, near: Vec<String> },
+    UnknownProfile { profile: String, file: PathBuf, near: Vec<String>, known: Vec<String> },
     #[error("there is no `[sso-session {session}]` in `{}`{}", file.display(), wanted_by(profile.as_deref()))]
     UnknownSession { session: String, profile: Option<String>, file: PathBuf, near: Vec<String> },
     #[error("`[{section}]` in `{}` has no `{key}`", file.display())]
@@ -167,7 +167,8 @@ impl Error {
             Self::UnknownProfile { near, .. } | Self::UnknownSession { near, .. } if !near.is_empty() => {
                 Some(format!("did you mean {}?", alternatives(near)))
             }
-            Self::UnknownProfile { .. } => Some("list the profiles with `broker profiles`".to_owned()),
+            Self::UnknownProfile { known, .. } if known.is_empty() => Some(CONFIGURE.to_owned()),
+            Self::UnknownProfile { known, .. } => Some(format!("there are: {}", listed(known))),
             Self::UnknownSession { session, .. } => {
                 Some(format!("add it with `aws configure sso-session`, as `{session}`"))
             }
@@ -178,9 +179,28 @@ impl Error {
                 "use a profile with `sso_session`, `sso_account_id` and `sso_role_name` (`aws configure sso` writes one)"
                     .to_owned(),
             ),
-            Self::Syntax { .. } | Self::Missing { .. } | Self::Invalid { .. } => None,
+            Self::Syntax { .. } => Some("correct the file, or name another one with AWS_CONFIG_FILE".to_owned()),
+            Self::Missing { key, .. } => {
+                Some(format!("add a line `{key} = …` there (`aws configure sso` writes all that is needed)"))
+            }
+            Self::Invalid { key, .. } => Some(format!("correct the line `{key} = …` there")),
         }
     }
+}
+
+/// What a person does who has no profile yet.
+pub(crate) const CONFIGURE: &str = "run `aws configure sso` once, or name another file with AWS_CONFIG_FILE";
+
+/// How many names are read by anybody.
+const MOST_LISTED: usize = 12;
+
+/// Joins names for a person, leaving out the end of a long list.
+pub(crate) fn listed(names: &[String]) -> String {
+    let mut text = names.iter().take(MOST_LISTED).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > MOST_LISTED {
+        text.push_str(&format!(" and {} more", names.len() - MOST_LISTED));
+    }
+    text
 }
 
 fn alternatives(names: &[String]) -> String {
@@ -248,6 +268,7 @@ impl Profiles {
                 profile: name.to_string(),
                 file: self.files.config.clone(),
                 near: near(name.as_str(), names.iter().map(ProfileName::as_str)),
+                known: names.iter().map(ToString::to_string).collect(),
             });
         }
         Ok(Profile {
@@ -501,22 +522,29 @@ fn near<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
     scored.into_iter().take(3).map(|(_, name)| name.to_owned()).collect()
 }
 
-/// Counts the insertions, deletions and replacements that make `a` into `b`.
+/// Counts the insertions, deletions, replacements and swaps of neighbours that make `a` into `b`.
 fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut previous = i;
-        let mut left = i + 1;
-        let mut next = vec![left];
-        for (above, to) in row.iter().skip(1).zip(b.chars()) {
-            let cost = usize::from(from != to);
-            left = (previous + cost).min(left + 1).min(above + 1);
-            previous = *above;
-            next.push(left);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    let at = |rows: &[Vec<usize>], i: usize, j: usize| {
+        rows.get(i).and_then(|row| row.get(j)).copied().unwrap_or_default()
+    };
+    for (i, from) in a.iter().enumerate() {
+        rows.push(vec![i + 1]);
+        for (j, to) in b.iter().enumerate() {
+            let replaced = at(&rows, i, j) + usize::from(from != to);
+            let mut least = replaced.min(at(&rows, i, j + 1) + 1).min(at(&rows, i + 1, j) + 1);
+            if let (Some(p), Some(q)) = (i.checked_sub(1), j.checked_sub(1))
+                && (a.get(p), b.get(q)) == (Some(to), Some(from))
+            {
+                least = least.min(at(&rows, p, q) + 1);
+            }
+            if let Some(row) = rows.last_mut() {
+                row.push(least);
+            }
         }
-        row = next;
     }
-    row.last().copied().unwrap_or_default()
+    at(&rows, a.len(), b.len())
 }
 
 #[cfg(test)]
@@ -643,10 +671,11 @@ sso_role_name = Developer
         let (text, hint) = complaint("legasy");
         assert_eq!(text, "there is no profile `legasy` in `/h/.aws/config`");
         assert_eq!(hint.unwrap(), "did you mean `legacy`?");
+        assert_eq!(complaint("dve").1.unwrap(), "did you mean `dev`?");
         let (text, hint) = complaint("lost");
         assert_eq!(text, "there is no `[sso-session crop]` in `/h/.aws/config`, but profile `lost` uses it");
         assert_eq!(hint.unwrap(), "did you mean `corp`?");
-        assert_eq!(complaint("zzzzzz").1.unwrap(), "list the profiles with `broker profiles`");
+        assert!(complaint("zzzzzz").1.unwrap().starts_with("there are: badaccount, chained, "));
     }
 
     #[test]

@@ -103,11 +103,23 @@ impl IdentityError {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Login { source, .. } => source.hint(),
-            // The sentence says it.
-            Self::LoginNeeded { .. } => None,
+            // The sentence names the command.
+            Self::LoginNeeded { .. } => Some(WITHOUT_BATCH.to_owned()),
             Self::Transient { .. } => Some("check the network, then try again".to_owned()),
         }
     }
+}
+
+/// The other way to a login.
+pub(crate) const WITHOUT_BATCH: &str = "or start this without `--batch`, which lets you log in on the way";
+
+/// What came of a logout.
+#[derive(Debug)]
+pub(crate) enum Logout {
+    Done,
+    NobodyWasLoggedIn,
+    /// The token is gone from this machine, but AWS could not be told.
+    OnlyHere(portal::Error),
 }
 
 /// Why there is no usable token.
@@ -118,12 +130,13 @@ enum NoToken {
 }
 
 /// Why a person has to log in.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 enum Why {
     NeverLoggedIn,
     Expired,
     Ended,
-    UnusableFile,
+    /// The file is there and of no use, for this reason.
+    UnusableFile(String),
 }
 
 impl SsoSessionState {
@@ -158,7 +171,7 @@ impl SsoSessionState {
                 self.login_now(human, method).await
             }
             (NoToken::LoginNeeded(why), LoginPolicy::Never) => {
-                Err(IdentityError::LoginNeeded { sentence: self.login_needed(why, None) })
+                Err(IdentityError::LoginNeeded { sentence: self.login_needed(&why, None) })
             }
             (NoToken::Transient(source), _) => {
                 Err(IdentityError::Transient { sentence: self.unreachable(), source: Some(source) })
@@ -184,10 +197,8 @@ impl SsoSessionState {
         Ok(())
     }
 
-    /// Ends the session at AWS and removes its token from this machine. `false`: nobody was logged in.
-    ///
-    /// The file is gone even when AWS could not be told; that is then said in the log.
-    pub(crate) async fn logout(&self) -> Result<bool, private_fs::Error> {
+    /// Ends the session at AWS and removes its token from this machine, also when AWS cannot be told.
+    pub(crate) async fn logout(&self) -> Result<Logout, private_fs::Error> {
         let mut memory = self.memory.lock().await;
         let lock = self.lock_file().await;
         let loaded = self.load().await;
@@ -198,18 +209,14 @@ impl SsoSessionState {
         *memory = Memory::default();
         let file = self.file.clone();
         blocking(move || file.remove()).await?;
-        if let Some(token) = &token
-            && let Err(error @ portal::Error::Transient(_)) = portal::logout(&self.clients, token).await
-        {
-            tracing::warn!(session = %self.session, error = %chain(&error), "AWS could not be told of the logout");
-        }
+        let Some(token) = token else { return Ok(Logout::NobodyWasLoggedIn) };
+        let told = portal::logout(&self.clients, &token).await;
         drop(lock);
-        Ok(token.is_some())
-    }
-
-    /// Returns when the token at hand expires; `None` when there is none, or while it is being replaced.
-    pub(crate) fn expires_at(&self) -> Option<SystemTime> {
-        self.memory.try_lock().ok()?.token.as_ref().map(|token| token.expires_at())
+        Ok(match told {
+            Err(error @ portal::Error::Transient(_)) => Logout::OnlyHere(error),
+            // What AWS does not know any more is over there, too.
+            Ok(()) | Err(portal::Error::Unauthorized | portal::Error::Denied(_)) => Logout::Done,
+        })
     }
 
     /// Returns a token that AWS should accept.
@@ -268,11 +275,12 @@ impl SsoSessionState {
             (_, Some(ours)) => (Some(ours), Why::Expired),
             (Loaded::Missing, None) => (None, Why::NeverLoggedIn),
             (Loaded::Unusable(error), None) => {
+                let why = Why::UnusableFile(error.to_string());
                 tracing::warn!(
-                    session = %self.session, error = %error, hint = error.hint().as_deref(),
+                    session = %self.session, error = %chain(&error), hint = error.hint().as_deref(),
                     "ignored an SSO token; log in again"
                 );
-                (None, Why::UnusableFile)
+                (None, why)
             }
         }
     }
@@ -380,13 +388,17 @@ impl SsoSessionState {
     }
 
     /// Says that a person has to log in, and how.
-    fn login_needed(&self, why: Why, profile: Option<&ProfileName>) -> String {
+    fn login_needed(&self, why: &Why, profile: Option<&ProfileName>) -> String {
         let session = &self.session;
         let fact = match why {
             Why::NeverLoggedIn => format!("nobody is logged in to the SSO session `{session}`"),
             Why::Expired => format!("the SSO session `{session}` expired"),
             Why::Ended => format!("the SSO session `{session}` was ended"),
-            Why::UnusableFile => format!("the saved token of the SSO session `{session}` cannot be used"),
+            // With a profile the sentence goes to the host as well, which has no business with our paths.
+            Why::UnusableFile(error) if profile.is_none() => {
+                format!("the saved token of the SSO session `{session}` cannot be used ({error})")
+            }
+            Why::UnusableFile(_) => format!("the saved token of the SSO session `{session}` cannot be used"),
         };
         let way = match (&session.name, profile) {
             (SessionKey::Session(_), _) => {
@@ -454,7 +466,7 @@ impl SsoSource {
     fn no_token(&self, error: NoToken) -> FetchError {
         match error {
             NoToken::LoginNeeded(why) => {
-                FetchError::LoginNeeded { sentence: self.session.login_needed(why, Some(&self.profile)) }
+                FetchError::LoginNeeded { sentence: self.session.login_needed(&why, Some(&self.profile)) }
             }
             NoToken::Transient(source) => {
                 FetchError::Transient { sentence: self.session.unreachable(), source: Some(source) }

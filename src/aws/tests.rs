@@ -21,7 +21,7 @@ use super::{
     client::Endpoints,
     login::LoginMethod,
     profile::{SessionKey, SsoRole, SsoSession},
-    session::{IdentityError, LoginPolicy, SsoSessionState, SsoSource},
+    session::{IdentityError, LoginPolicy, Logout, SsoSessionState, SsoSource},
     time,
     token::{Registration, SsoToken, TokenFile, tests::session},
 };
@@ -80,7 +80,7 @@ impl Fake {
 
     fn state_of(&self, session: SsoSession, home: &Path, clock: Clock) -> Arc<SsoSessionState> {
         let endpoint = || Some(self.endpoint.clone());
-        let endpoints = Endpoints::new(endpoint(), endpoint(), None).unwrap();
+        let endpoints = Endpoints::new(endpoint(), endpoint()).unwrap();
         Arc::new(SsoSessionState::new(session, home, &endpoints, clock))
     }
 }
@@ -470,7 +470,7 @@ async fn a_server_that_speaks_no_tls_gets_no_token() {
     saved(home.path(), "token", 3600, None);
     let aws = Fake::start(|_| role_credentials(3600));
     let https = || Some(aws.endpoint.replace("http:", "https:"));
-    let endpoints = Endpoints::new(https(), https(), None).unwrap();
+    let endpoints = Endpoints::new(https(), https()).unwrap();
     let clock = Clock::from_fn(|| time::from_epoch(NOW));
     let state = Arc::new(SsoSessionState::new(session(), home.path(), &endpoints, clock));
     assert!(matches!(fetch(&state).await, Err(FetchError::Transient { .. })));
@@ -573,12 +573,12 @@ async fn a_device_code_leads_to_a_token_that_the_aws_cli_can_use() {
     state.login(&person, LoginMethod::DeviceCode).await.unwrap();
     assert_eq!(aws.names().iter().filter(|name| *name == "RegisterClient").count(), 1);
 
-    assert!(state.logout().await.unwrap());
+    assert!(matches!(state.logout().await.unwrap(), Logout::Done));
     assert_eq!(
         aws.calls.lock().unwrap().last().map(|call| (call.name.clone(), call.token.clone())).unwrap(),
         ("Logout".into(), "new".into())
     );
-    assert!(!state.logout().await.unwrap());
+    assert!(matches!(state.logout().await.unwrap(), Logout::NobodyWasLoggedIn));
     assert!(
         matches!(fetch(&state).await, Err(FetchError::LoginNeeded { sentence }) if sentence.starts_with("nobody is logged in"))
     );
@@ -727,7 +727,7 @@ mod sandboxed {
             let profile = Profiles::load(&files).unwrap().resolve(&"prod".parse().unwrap()).unwrap();
             let Source::Sso(role) = profile.source;
             let endpoint = || Some(self.aws.endpoint());
-            let endpoints = Endpoints::new(endpoint(), endpoint(), None).unwrap();
+            let endpoints = Endpoints::new(endpoint(), endpoint()).unwrap();
             let aws = Arc::clone(&self.aws);
             let clock = Clock::from_fn(move || aws.now());
             let state = Arc::new(SsoSessionState::new(role.session.clone(), home, &endpoints, clock));

@@ -197,7 +197,7 @@ pub(crate) enum Loaded {
 pub(crate) enum Error {
     #[error(transparent)]
     File(#[from] private_fs::Error),
-    #[error("`{}` does not hold an SSO token", path.display())]
+    #[error("`{}` does not hold a whole SSO token", path.display())]
     Garbled { path: PathBuf },
 }
 
@@ -248,6 +248,7 @@ impl TokenFile {
     }
 
     /// Returns where the file is.
+    #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -85,7 +85,7 @@ async fn clean(visit: &Visit, arguments: &Arguments, terminal: &Terminal) -> Res
 fn tell(leftover: &Leftover, terminal: &Terminal) -> std::io::Result<()> {
     let Leftover { path, state } = leftover;
     match state {
-        State::Removed => return terminal.data(&format!("removed {path}\n")),
+        State::Removed => return terminal.data(format!("removed {path}\n").as_bytes()),
         State::Stuck => terminal.warning(&format!("`{path}` could not be removed")),
         State::Live => terminal.warning(&format!(
             "`{path}` is in use by a running broker and stays; stop that one, or pass `--force`"
@@ -100,7 +100,7 @@ fn tell(leftover: &Leftover, terminal: &Terminal) -> std::io::Result<()> {
 
 fn tell_of_block(Cleaned { mark, state }: &Cleaned, terminal: &Terminal) -> std::io::Result<()> {
     match state {
-        State::Removed => return terminal.data(&format!("removed the block {mark} from ~/.aws/config\n")),
+        State::Removed => return terminal.data(format!("removed the block {mark} from ~/.aws/config\n").as_bytes()),
         State::Live => terminal.warning(&format!(
             "the block {mark} in `~/.aws/config` belongs to a running broker and stays; stop that one, or pass `--force`"
         )),

@@ -3,10 +3,10 @@
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Args, ValueEnum};
-use tokio::{sync::oneshot, task::JoinSet};
+use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 
 use super::{
-    Output, console,
+    Output, chain, console,
     failure::{Failure, Kind},
     login, stop_signal,
     terminal::Terminal,
@@ -17,7 +17,7 @@ use crate::{
     aws::{
         client::Endpoints,
         profile::Source,
-        session::{IdentityError, LoginPolicy, SsoSessionState, SsoSource},
+        session::{IdentityError, LoginPolicy, SsoSessionState, SsoSource, WITHOUT_BATCH},
     },
     clock::Clock,
     config::{self, Environment, Flags, Job, Plan},
@@ -44,12 +44,11 @@ use crate::{
 Examples:
   broker connect ada@bastion -p deploy                a shell on bastion, with AWS credentials
   broker connect bastion -p deploy -- aws s3 ls       one command; its exit status is ours
-  eval \"$(broker connect bastion -p deploy -N)\"       (on bastion) needs -N's output, see below
-  broker connect bastion -p deploy -p audit -N        tunnel only; prints the exports for the host
+  broker connect bastion -p deploy -p audit -N        tunnel only; prints the exports to paste there
 
 To undo: leave the shell, or end broker. Nothing stays on the host.")]
 pub(super) struct Arguments {
-    /// The host: [USER@]HOST[:PORT], ssh://[USER@]HOST[:PORT], or an alias from ssh_config
+    /// The host, also as a URL (ssh://…), or an alias from ssh_config
     #[arg(value_name = "[USER@]HOST[:PORT]", required = true, num_args = 1..)]
     hosts: Vec<String>,
 
@@ -106,7 +105,7 @@ pub(super) struct Arguments {
     inet6: bool,
 
     /// The only key that the host may have; known_hosts is not asked
-    #[arg(long, value_name = "SHA256:…")]
+    #[arg(long, value_name = "SHA256:…", value_parser = fingerprint)]
     host_key: Option<String>,
 
     /// Ask for a terminal even with a command
@@ -170,12 +169,43 @@ enum TransportArgument {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ShellArgument {
-    /// POSIX sh
+    /// POSIX sh, also for dash, ksh and ash: eval "$(...)"
     Sh,
-    /// bash
+    /// bash: eval "$(...)"
     Bash,
-    /// zsh
+    /// zsh: eval "$(...)"
     Zsh,
+    /// fish: ... | source
+    Fish,
+    /// csh: eval "`...`"
+    Csh,
+    /// tcsh: eval "`...`"
+    Tcsh,
+    /// PowerShell 5.1 and 7: ... | Out-String | Invoke-Expression
+    #[value(name = "powershell", alias = "pwsh")]
+    PowerShell,
+    /// cmd.exe, as a batch file to `call`
+    Cmd,
+    /// {"set":{NAME:VALUE},"unset":[NAME]}, without the host's own NO_PROXY
+    Json,
+    /// NAME=VALUE lines, without the host's own NO_PROXY; what must not be set is in a comment
+    Dotenv,
+}
+
+impl From<ShellArgument> for Shell {
+    fn from(argument: ShellArgument) -> Self {
+        match argument {
+            ShellArgument::Sh => Self::Sh,
+            ShellArgument::Bash => Self::Bash,
+            ShellArgument::Zsh => Self::Zsh,
+            ShellArgument::Fish => Self::Fish,
+            ShellArgument::Csh | ShellArgument::Tcsh => Self::Csh,
+            ShellArgument::PowerShell => Self::PowerShell,
+            ShellArgument::Cmd => Self::Cmd,
+            ShellArgument::Json => Self::Json,
+            ShellArgument::Dotenv => Self::Dotenv,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -193,6 +223,18 @@ fn remote_port(text: &str) -> Result<RemotePort, String> {
         text => {
             text.parse().map(RemotePort::Exactly).map_err(|_| "not a port (1 to 65535) or `auto`".to_owned())
         }
+    }
+}
+
+fn fingerprint(text: &str) -> Result<String, String> {
+    // 32 bytes in base64 without padding.
+    let digest = text.strip_prefix("SHA256:").filter(|digest| digest.len() == 43);
+    let valid = digest
+        .is_some_and(|digest| digest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/'));
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err("not a fingerprint as `ssh-keygen -lf FILE` prints it (SHA256: and 43 characters)".to_owned())
     }
 }
 
@@ -243,11 +285,7 @@ impl Arguments {
             inet6: self.inet6,
             host_key: self.host_key,
             no_shell: self.no_shell,
-            print_env: self.print_env.map(|shell| match shell {
-                ShellArgument::Sh => Shell::Sh,
-                ShellArgument::Bash => Shell::Bash,
-                ShellArgument::Zsh => Shell::Zsh,
-            }),
+            print_env: self.print_env.map(Shell::from),
             command: self.command,
             request_tty: match (self.tty, self.no_tty) {
                 (true, _) => Some(true),
@@ -284,11 +322,10 @@ pub(super) async fn run(
     let human = Arc::clone(terminal) as Arc<dyn Human>;
     let host_keys = KnownHostKeys::load(&plan.target, Arc::clone(&human)).map_err(host_key)?;
 
-    let path = environment.state_directory().join("audit.log");
-    let (log, audit) = match audit::open(&path, clock.clone()) {
+    let (log, audit) = match audit::open(&environment.audit_log(), clock.clone()) {
         Ok((log, audit)) => (log, Some(audit)),
         Err(e) => {
-            terminal.warning(&format!("decisions are not logged: {}", chain(&e)));
+            terminal.warning(&not_logged(&e));
             (audit::discard(clock.clone()), None)
         }
     };
@@ -298,14 +335,19 @@ pub(super) async fn run(
     if let Some(audit) = audit {
         let terminal = Arc::clone(terminal);
         background.spawn(async move {
-            let warn =
-                |e: &audit::Error| terminal.warning(&format!("decisions are not logged: {}", chain(e)));
-            drop(audit.run(async { drop(written.await) }, warn).await);
+            drop(audit.run(async { drop(written.await) }, |e| terminal.warning(&not_logged(e))).await);
         });
     }
     let (stop_refreshing, refreshed) = oneshot::channel::<()>();
+    let (mut stop_refreshing, mut stopping) = (Some(stop_refreshing), None);
     let refreshing = Arc::clone(&grants);
-    background.spawn(async move { refreshing.run(async { drop(refreshed.await) }).await });
+    // The log ends when nobody has anything to write any more: the refresher's last lines say how often strangers came.
+    let stop_writing = Arc::new(stop_writing);
+    let refresher_writes = Arc::clone(&stop_writing);
+    background.spawn(async move {
+        refreshing.run(async { drop(refreshed.await) }).await;
+        drop(refresher_writes);
+    });
 
     let identity = Identity::new(&plan, environment, &endpoints, &clock);
     let policy = Login { terminal, batch: output.batch, device_code };
@@ -347,16 +389,26 @@ pub(super) async fn run(
         let (ended, reason) = tokio::select! {
             ended = Box::pin(job(&plan, &mut tunnel, environment, terminal)) => match &ended {
                 Ok(_) => (ended, "the remote side ended".to_owned()),
-                Err(failure) => { let reason = failure.to_string(); (ended, reason) }
+                // What went wrong is said once, at the end.
+                Err(_) => (ended, "disconnected".to_owned()),
             },
             _ = &mut stop => (Err(interrupted()), "stopped".to_owned()),
         };
-        // 8. A second signal does not wait for a host that may not answer.
+        // 8. A second signal does not wait for a host that may not answer. A fetch that is under way lands meanwhile.
+        stopping = Some(Instant::now());
+        grants.revoke_all();
+        drop(stop_refreshing.take());
         terminal.restore();
-        let impatient = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
+        let impatient = async {
+            match stop_signal() {
+                Ok(signal) => drop(signal.await),
+                Err(_) => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            biased;
+            () = impatient => {}
             () = tunnel.stop(&reason) => {}
-            _ = impatient => {}
         }
         ended
     }
@@ -365,8 +417,9 @@ pub(super) async fn run(
     grants.revoke_all();
     drop((stop_refreshing, stop_writing));
     let finish = async { while background.join_next().await.is_some() {} };
-    // Part of the two seconds that a stop may take; what is not written by then is on a disk that does not answer.
-    drop(tokio::time::timeout(FINISH_TIMEOUT, finish).await);
+    // What is not written by then is on a disk that does not answer.
+    let left = STOP_TIMEOUT.saturating_sub(stopping.map(|since| since.elapsed()).unwrap_or_default());
+    drop(tokio::time::timeout(left.max(LAST_LINES_TIMEOUT), finish).await);
     outcome
 }
 
@@ -381,8 +434,13 @@ async fn job(
     let term = environment.get("TERM");
     let started = match &plan.job {
         Job::Exports { shell } => {
+            if shell.is_none()
+                && let Some(notice) = sh_instead(host, tunnel.login_shell())
+            {
+                terminal.notice(&notice);
+            }
             let exports = tunnel.exports(*shell);
-            terminal.data(&exports).map_err(|e| Failure::new(Kind::Failed, e))?;
+            terminal.data(exports.as_bytes()).map_err(|e| Failure::new(Kind::Failed, NotPrinted(e)))?;
             let lost = tunnel.during(std::future::pending::<ExitCode>()).await;
             return lost.map_err(|e| tunnel_failure(e.into()));
         }
@@ -393,9 +451,35 @@ async fn job(
         Job::Command { tty, .. } => tunnel.command(tty.then(|| console::pty(term)).as_ref()).await,
     };
     let (process, pump) = started.map_err(tunnel_failure)?;
+    let wanted_pty = match &plan.job {
+        Job::Shell { tty } => tty.unwrap_or_else(console::stdin_is_terminal),
+        Job::Command { tty, .. } => *tty,
+        Job::Exports { .. } => false,
+    };
+    if wanted_pty && !process.has_pty {
+        // As ssh goes on too; but nobody would guess why there is no prompt.
+        terminal.warning(&format!(
+            "{host} gives no terminal (PermitTTY, or `no-pty` on your key), so the shell shows no prompt; \
+             end it with Ctrl-D; `-T` asks for none"
+        ));
+    }
     let ran = tunnel.during(console::run(terminal, process, pump)).await;
     let outcome = ran.map_err(|e| tunnel_failure(e.into()))?.map_err(|e| Failure::new(Kind::Failed, e))?;
     console::exit_code(outcome, host)
+}
+
+/// Says that the exports are for sh because the login shell's language is not ours.
+fn sh_instead(host: &str, login_shell: Option<&str>) -> Option<String> {
+    match login_shell {
+        Some(path) if Shell::of(path).is_some() => None,
+        Some(path) => Some(format!(
+            "the exports are for sh, as the login shell of {host} is `{}`; `--print-env` chooses another language",
+            crate::printable::one_line(path)
+        )),
+        None => Some(format!(
+            "the exports are for sh, as the login shell of {host} is not known; `--print-env` chooses another language"
+        )),
+    }
 }
 
 /// How a person may sign in.
@@ -486,7 +570,9 @@ impl Identity {
             login.terminal.warning(&format!("profile `{profile}`: {error}"));
         }
         let (kind, hint) = match &*error {
-            FetchError::LoginNeeded { .. } => (Kind::LoginNeeded, None),
+            FetchError::LoginNeeded { .. } => {
+                (Kind::LoginNeeded, login.batch.then(|| WITHOUT_BATCH.to_owned()))
+            }
             FetchError::Denied { .. } => (
                 Kind::RoleDenied,
                 Some(format!(
@@ -498,6 +584,11 @@ impl Identity {
         Err(Failure::new(kind, NoCredentials { profile: profile.to_string(), source: error }).with_hint(hint))
     }
 }
+
+/// Nobody on the host would know of the tunnel.
+#[derive(Debug, thiserror::Error)]
+#[error("could not print the exports on stdout")]
+struct NotPrinted(#[source] std::io::Error);
 
 /// The first fetch of one profile failed.
 #[derive(Debug, thiserror::Error)]
@@ -532,9 +623,14 @@ pub(super) fn host_key(error: host_keys::Refused) -> Failure {
 
 /// Returns why there is no connection or tunnel.
 pub(super) fn tunnel_failure(error: tunnel::Error) -> Failure {
-    use crate::ssh::error::Error as Ssh;
+    use crate::ssh::error::{ChannelRefused, Error as Ssh, ForwardRefused};
     let kind = match &error {
         tunnel::Error::Ssh(Ssh::HostKey(_)) => Kind::HostKeyRefused,
+        // The connection is gone, whatever it was that we were waiting for.
+        tunnel::Error::Ssh(
+            Ssh::ForwardRefused(ForwardRefused::Closed { .. })
+            | Ssh::ChannelRefused(ChannelRefused::Closed { .. }),
+        ) => Kind::Unreachable,
         tunnel::Error::Ssh(Ssh::ForwardRefused(_) | Ssh::ChannelRefused(_))
         | tunnel::Error::Forward { .. }
         | tunnel::Error::Helper { .. }
@@ -553,15 +649,46 @@ fn interrupted() -> Failure {
     Failure::new(Kind::Interrupted, "interrupted")
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
+/// Says that decisions are not logged, why, and what to do.
+fn not_logged(error: &audit::Error) -> String {
+    let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+    format!("decisions are not logged: {}{hint}", chain(error))
 }
 
-/// For the last refresh token and the last audit lines to reach the disk.
-const FINISH_TIMEOUT: Duration = Duration::from_millis(1200);
+/// A whole stop (`product.md` 7), less what a process needs to end.
+const STOP_TIMEOUT: Duration = Duration::from_millis(1900);
+
+/// For the last audit lines, when the host has used up the rest of [`STOP_TIMEOUT`].
+const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(150);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_language_can_be_asked_for() {
+        let all = "sh bash zsh fish csh tcsh powershell cmd json dotenv";
+        let names: Vec<_> = ShellArgument::value_variants()
+            .iter()
+            .filter_map(|shell| Some(shell.to_possible_value()?.get_name().to_owned()))
+            .collect();
+        assert_eq!(names.join(" "), all);
+        for name in all.split(' ').take(8) {
+            let shell = ShellArgument::from_str(name, false).map(Shell::from);
+            assert_eq!(shell.ok(), Shell::of(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_login_shell_without_exports_is_named() {
+        for known in ["/bin/bash", "/usr/bin/fish", "/bin/csh", "/usr/bin/pwsh", "/bin/rbash"] {
+            assert_eq!(sh_instead("h", Some(known)), None, "{known}");
+        }
+        for unknown in ["/usr/sbin/nologin", "/usr/bin/xonsh", "/usr/bin/nu", "/x\u{1b}[2J"] {
+            let notice = sh_instead("h", Some(unknown)).unwrap();
+            assert!(notice.contains(unknown) != unknown.contains('\u{1b}'), "{notice}");
+            assert!(!notice.contains('\u{1b}') && notice.contains("for sh"), "{notice}");
+        }
+        assert!(sh_instead("h", None).unwrap().contains("not known"));
+    }
+}

@@ -48,7 +48,9 @@ pub(super) async fn run(terminal: &Terminal, process: Process, pump: Pump) -> io
     let mut suspend = || {
         terminal.restore();
         // The default action stops us here; `fg` goes on behind it.
-        drop(rustix::process::kill_process(rustix::process::getpid(), Signal::TSTP));
+        if let Err(error) = rustix::process::kill_process(rustix::process::getpid(), Signal::TSTP) {
+            tracing::warn!(%error, "could not be suspended");
+        }
         if let Err(error) = terminal.raw() {
             tracing::warn!(%error, "the terminal is not raw any more");
         }
@@ -65,7 +67,7 @@ pub(super) async fn run(terminal: &Terminal, process: Process, pump: Pump) -> io
         while window_changes.recv().await.is_some() {
             if let Ok(now) = termios::tcgetwinsize(io::stdin()) {
                 // A size that is not taken yet is out of date by the next one.
-                drop(resized.try_send(size(now)));
+                resized.try_send(size(now)).unwrap_or_default();
             }
         }
         std::future::pending::<()>().await;

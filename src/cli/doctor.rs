@@ -74,7 +74,7 @@ pub(super) async fn run(
         }
     };
     for check in &checks {
-        terminal.data(&line(check, arguments.json)).map_err(|e| Failure::new(Kind::Failed, e))?;
+        terminal.data(line(check, arguments.json).as_bytes()).map_err(|e| Failure::new(Kind::Failed, e))?;
     }
     let fine = checks.iter().all(|check| check.level == Level::Ok);
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::from(Kind::Failed.code()) })
@@ -198,7 +198,7 @@ fn agent(environment: &Environment) -> Check {
 fn audit_log(environment: &Environment) -> Check {
     use rustix::fs::{Access, access};
     const NAME: &str = "audit-log";
-    let log = environment.state_directory().join("audit.log");
+    let log = environment.audit_log();
     // The nearest thing that is there decides.
     let mut nearest = log.as_path();
     while !nearest.exists() {

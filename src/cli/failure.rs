@@ -71,7 +71,7 @@ impl Failure {
         let mut causes = Vec::new();
         let mut source = self.error.source();
         while let Some(cause) = source {
-            let text = cause.to_string();
+            let text = without_number(&cause.to_string());
             // Transparent wrappers repeat what they wrap.
             if text != last {
                 causes.push(text.clone());
@@ -94,7 +94,16 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
+        f.write_str(&without_number(&self.error.to_string()))
+    }
+}
+
+/// Takes out the number that the standard library puts behind the words of an error of the operating system.
+fn without_number(text: &str) -> String {
+    let Some((before, rest)) = text.split_once(" (os error ") else { return text.to_owned() };
+    match rest.split_once(')') {
+        Some((number, after)) if number.bytes().all(|b| b.is_ascii_digit()) => format!("{before}{after}"),
+        _ => text.to_owned(),
     }
 }
 
@@ -110,6 +119,13 @@ mod tests {
     fn a_cause_is_told_once() {
         let failure = Failure::new(Kind::Failed, Outer(std::io::Error::other("inner")));
         assert_eq!(failure.causes(), ["inner"]);
+    }
+
+    #[test]
+    fn an_error_of_the_operating_system_has_no_number() {
+        let refused = std::io::Error::from_raw_os_error(13);
+        assert_eq!(Failure::new(Kind::Failed, refused).to_string(), "Permission denied");
+        assert_eq!(without_number("a (os error x) b"), "a (os error x) b");
     }
 
     #[test]

@@ -23,22 +23,29 @@ use crate::{
 
 /// Sign in to IAM Identity Center.
 ///
-/// The token goes to ~/.aws/sso/cache, where the AWS CLI and the SDKs look for it too; `aws sso logout` removes it.
+/// The token goes to ~/.aws/sso/cache, where the AWS CLI and the SDKs look for it too; `broker logout` removes it.
 /// Tunnels that wait for a login go on by themselves.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  broker login\n  broker login -p deploy --device-code")]
 pub(super) struct Arguments {
-    /// Sign in to the session of this profile (default: AWS_PROFILE, then the default or only profile)
-    #[arg(short, long, value_name = "NAME")]
-    profile: Option<String>,
-
-    /// Sign in to this session of ~/.aws/config
-    #[arg(long, value_name = "NAME", conflicts_with = "profile")]
-    sso_session: Option<String>,
+    #[command(flatten)]
+    which: Which,
 
     /// Show a code to type on another device instead of opening a browser here
     #[arg(long)]
     device_code: bool,
+}
+
+/// Which session of Identity Center is meant.
+#[derive(Args, Debug)]
+pub(super) struct Which {
+    /// The session of this profile (default: AWS_PROFILE, then the default or only profile)
+    #[arg(short, long, value_name = "NAME")]
+    profile: Option<String>,
+
+    /// This session of ~/.aws/config
+    #[arg(long, value_name = "NAME", conflicts_with = "profile")]
+    sso_session: Option<String>,
 }
 
 /// Runs `broker login`.
@@ -48,7 +55,7 @@ pub(super) async fn run(
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
     let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
-    let session = session(arguments, environment).map_err(super::connect::usage)?;
+    let session = session(&arguments.which, environment).map_err(super::connect::usage)?;
     let endpoints = environment.endpoints().map_err(|e| super::connect::usage(e.into()))?;
     let subject = session.to_string();
     let state = SsoSessionState::new(session, &environment.home, &endpoints, Clock::system());
@@ -63,12 +70,12 @@ pub(super) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the session to sign in to.
-fn session(arguments: &Arguments, environment: &Environment) -> Result<SsoSession, config::Error> {
-    if let Some(name) = &arguments.sso_session {
+/// Returns the session that is meant.
+pub(super) fn session(which: &Which, environment: &Environment) -> Result<SsoSession, config::Error> {
+    if let Some(name) = &which.sso_session {
         return Ok(Profiles::load(&environment.aws_files())?.sso_session(name)?);
     }
-    let named: Vec<String> = arguments.profile.iter().cloned().collect();
+    let named: Vec<String> = which.profile.iter().cloned().collect();
     let profiles = config::profiles(&named, environment)?;
     // One name, or the one that is meant without a name: there is always a first.
     match profiles.into_iter().next().map(|profile| profile.source) {

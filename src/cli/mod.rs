@@ -1,5 +1,6 @@
 //! The command line: one file per command, and the two ways in which anything is said ([`terminal`], [`failure`]).
 
+mod audit;
 mod clean;
 mod connect;
 mod console;
@@ -7,18 +8,25 @@ mod doctor;
 pub(crate) mod failure;
 mod host;
 mod login;
+mod logout;
 pub(crate) mod terminal;
 
-use std::{ffi::OsString, future::Future, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    process::ExitCode,
+    time::Duration,
+};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
     failure::{Failure, Kind},
     terminal::{Color, LogFormat, Style, Terminal},
 };
-use crate::{clock::Clock, config::Environment};
+use crate::{clock::Clock, config::Environment, printable};
 
 /// Gives AWS SDKs on a machine that you reach by SSH short-lived credentials, and leaves nothing there.
 #[derive(Debug, Parser)]
@@ -27,7 +35,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Questions and messages")]
     output: Output,
 }
 
@@ -37,6 +45,8 @@ enum Command {
     Login(login::Arguments),
     Clean(Box<clean::Arguments>),
     Doctor(Box<doctor::Arguments>),
+    Logout(logout::Arguments),
+    Audit(audit::Arguments),
 }
 
 /// How we talk; the same for every command.
@@ -87,29 +97,26 @@ enum ColorArgument {
 
 /// Parses `arguments`, runs the command, says what went wrong, returns the exit code.
 pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(e) => {
-            // Help and version are data and go to stdout; usage errors are for people. A closed pipe is no news.
-            drop(e.print());
-            return ExitCode::from(if e.use_stderr() { Kind::Usage.code() } else { 0 });
-        }
+        Err(e) => return not_understood(&e, &arguments),
     };
+    let remote = matches!(&cli.command, Command::Connect(arguments) if arguments.is_remote());
     let environment = match Environment::capture() {
         Ok(environment) => environment,
         Err(e) => {
             let terminal = Terminal::new(style(&cli.output, None), Clock::system());
             let hint = e.hint();
             let failure = Failure::new(Kind::Failed, e).with_hint(hint);
-            terminal.failure(&failure, false);
-            return failure.exit_code(false);
+            terminal.failure(&failure, remote);
+            return failure.exit_code(remote);
         }
     };
     harden();
     log(&cli.output);
     let terminal =
         std::sync::Arc::new(Terminal::new(style(&cli.output, Some(&environment)), Clock::system()));
-    let remote = matches!(&cli.command, Command::Connect(arguments) if arguments.is_remote());
 
     // One thread: fastest and smallest as measured, so every await has its deadline and nothing blocks here.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -120,7 +127,7 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return failure.exit_code(remote);
         }
     };
-    let outcome = runtime.block_on(async {
+    let work = async {
         match cli.command {
             Command::Connect(arguments) => {
                 connect::run(*arguments, &cli.output, &environment, &terminal).await
@@ -128,18 +135,79 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Login(arguments) => login::run(&arguments, &environment, &terminal).await,
             Command::Doctor(arguments) => doctor::run(&arguments, &cli.output, &environment, &terminal).await,
             Command::Clean(arguments) => clean::run(&arguments, &cli.output, &environment, &terminal).await,
+            Command::Logout(arguments) => logout::run(&arguments, &environment, &terminal).await,
+            Command::Audit(arguments) => audit::run(&arguments, &environment, &terminal),
         }
-    });
-    // A thread that still waits for a key or a full pipe must not hold us.
-    runtime.shutdown_background();
-    terminal.restore();
-    match outcome {
+    };
+    match drive(runtime, work, || terminal.restore()) {
         Ok(code) => code,
         Err(failure) => {
             terminal.failure(&failure, remote);
             failure.exit_code(remote)
         }
     }
+}
+
+/// Says what is wrong with a command line that could not be read, or prints the help that was asked for.
+fn not_understood(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    use clap::error::ErrorKind;
+    let whole_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if whole_help || !error.use_stderr() {
+        // Help and version are data and go to stdout. A closed pipe is no news.
+        drop(error.print());
+        return ExitCode::from(if error.use_stderr() { Kind::Usage.code() } else { 0 });
+    }
+    // What was understood before the mistake is not told, so these three are looked for by themselves.
+    let mut ours = arguments.split(|word| word == "--");
+    let words: Vec<&str> = ours.next().unwrap_or_default().iter().filter_map(|word| word.to_str()).collect();
+    let remote = ours.next().is_some();
+    let json =
+        words.contains(&"--log-format=json") || words.windows(2).any(|pair| pair == ["--log-format", "json"]);
+    let whole = Cli::command();
+    let command = words.iter().skip(1).find(|word| whole.find_subcommand(word).is_some());
+
+    let text = error.render().to_string();
+    let mut paragraphs =
+        text.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let message = paragraphs.next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
+    let see =
+        format!("see `broker{} --help`", command.map(|command| format!(" {command}")).unwrap_or_default());
+    // How to pass what is no option as a value is a tip for nobody.
+    let tips = paragraphs.filter_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
+    let tips = tips.filter(|tip| !tip.starts_with("to pass"));
+    let hint = tips.chain([see]).collect::<Vec<_>>().join("; ");
+    let style = Style {
+        format: if json { LogFormat::Json } else { LogFormat::Text },
+        color: Color::Never,
+        no_color: true,
+        quiet: false,
+        batch: true,
+        browser: None,
+    };
+    let failure = Failure::new(Kind::Usage, printable::one_line(&message)).with_hint(Some(hint));
+    Terminal::new(style, Clock::system()).failure(&failure, remote);
+    failure.exit_code(remote)
+}
+
+/// Drives `work` to its end, which may be a panic, and calls `restore` in any case.
+fn drive<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>, restore: impl FnOnce()) -> T {
+    let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(work)));
+    // A thread that still waits for a key or a full pipe must not hold us.
+    runtime.shutdown_background();
+    restore();
+    ended.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// Returns the error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }
 
 fn style(output: &Output, environment: Option<&Environment>) -> Style {
@@ -181,8 +249,8 @@ fn browser(output: &Output, get: impl Fn(&str) -> Option<String>) -> Option<Stri
 fn harden() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     // Refused by some sandboxes; the rest of what we do for secrets does not depend on it.
-    drop(set_dumpable_behavior(DumpableBehavior::NotDumpable));
-    drop(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }));
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).unwrap_or_default();
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).unwrap_or_default();
 }
 
 /// Sends our own log lines to stderr under `-v`. Other crates' lines stay out: some print requests at debug level.
@@ -242,12 +310,32 @@ const TICK: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn every_flag_has_its_help() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_panic_restores_the_terminal_and_waits_for_no_thread() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // As stdin does while nobody types.
+        let (typed, reading) = std::sync::mpsc::channel::<()>();
+        let (restored, is_restored) = std::sync::mpsc::channel();
+        let (ended, has_ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let work = async move {
+                tokio::task::spawn_blocking(move || reading.recv());
+                panic!("a bug");
+            };
+            let ended_by =
+                catch_unwind(AssertUnwindSafe(|| drive(runtime, work, || restored.send(()).unwrap())));
+            ended.send(ended_by.is_err()).unwrap();
+        });
+        let patience = Duration::from_secs(10);
+        is_restored.recv_timeout(patience).expect("the terminal is restored");
+        assert!(has_ended.recv_timeout(patience).expect("nothing is waited for"), "the panic goes on");
+        drop(typed);
     }
 }

@@ -24,6 +24,7 @@ use super::failure::Failure;
 use crate::{
     clock::Clock,
     human::{BoxFuture, Human, Question},
+    printable::printable,
     tunnel::{Event, Step},
 };
 
@@ -88,9 +89,9 @@ impl Terminal {
     }
 
     /// Writes data to stdout.
-    pub(crate) fn data(&self, text: &str) -> io::Result<()> {
+    pub(crate) fn data(&self, data: &[u8]) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
+        stdout.write_all(data)?;
         stdout.flush()
     }
 
@@ -133,15 +134,17 @@ impl Terminal {
 
     /// Refreshes the elapsed time of the step under way.
     pub(crate) fn tick(&self) {
-        if !self.live {
-            return;
+        if let Some(line) = self.live_line() {
+            self.err(&line);
         }
-        if let Some((text, since)) = &self.lock().step {
-            let elapsed = since.elapsed();
-            if elapsed > Duration::from_millis(900) {
-                self.err(&format!("\r\x1b[K  {text} … {}", seconds(elapsed)));
-            }
-        }
+    }
+
+    fn live_line(&self) -> Option<String> {
+        let state = self.lock();
+        // While the terminal is not as we found it, somebody types at a prompt or at the host's shell.
+        let (text, since) = state.step.as_ref().filter(|_| self.live && state.saved.is_none())?;
+        let elapsed = since.elapsed();
+        (elapsed > Duration::from_millis(900)).then(|| format!("\r\x1b[K  {text} … {}", seconds(elapsed)))
     }
 
     /// Says one sentence that needs no action.
@@ -173,17 +176,23 @@ impl Terminal {
             return;
         }
         self.end_step_line();
-        let mut text = format!("broker: {}: {failure}\n", self.paint("31;1", "error"));
+        self.err(&self.described(failure, remote));
+    }
+
+    fn described(&self, failure: &Failure, remote: bool) -> String {
+        // Texts of others were made safe where they came in; here ends what was missed.
+        let mut text =
+            format!("broker: {}: {}\n", self.paint("31;1", "error"), printable(&failure.to_string()));
         for cause in failure.causes() {
-            text.push_str(&format!("broker: caused by: {cause}\n"));
+            text.push_str(&format!("broker: caused by: {}\n", printable(&cause)));
         }
         if let Some(hint) = &failure.hint {
-            text.push_str(&format!("broker: {}: {hint}\n", self.paint("36", "hint")));
+            text.push_str(&format!("broker: {}: {}\n", self.paint("36", "hint"), printable(hint)));
         }
         if remote {
             text.push_str(&format!("broker: failed: {} ({})\n", failure.kind.name(), failure.kind.code()));
         }
-        self.err(&text);
+        text
     }
 
     /// Puts the terminal on `tty` into raw mode until [`Self::restore`].
@@ -203,16 +212,11 @@ impl Terminal {
         let mut state = self.lock();
         if let Some((tty, before)) = state.saved.take() {
             // Nothing can be done about a terminal that is gone.
-            drop(termios::tcsetattr(&tty, OptionalActions::Now, &before));
+            termios::tcsetattr(&tty, OptionalActions::Now, &before).unwrap_or_default();
         }
         for child in &mut state.browsers {
             drop(child.try_wait());
         }
-    }
-
-    /// Whether a person can be asked.
-    pub(crate) fn can_ask(&self) -> bool {
-        !self.style.batch && open_tty().is_ok()
     }
 
     /// Whether there is a browser to open.
@@ -302,8 +306,12 @@ impl Human for Terminal {
             let mut asking = before.clone();
             asking.local_modes.set(LocalModes::ECHO, question.echo);
             asking.local_modes.insert(LocalModes::ICANON | LocalModes::ISIG | LocalModes::ECHONL);
-            termios::tcsetattr(&tty, OptionalActions::Flush, &asking).ok()?;
+            // Before anything changes, or there would be no way back.
             self.lock().saved = Some((tty.try_clone().ok()?, before));
+            if termios::tcsetattr(&tty, OptionalActions::Flush, &asking).is_err() {
+                self.restore();
+                return None;
+            }
             let answer = tokio::task::spawn_blocking(move || read_line(tty, &question.text)).await;
             self.restore();
             answer.ok()?
@@ -388,3 +396,44 @@ fn read_line(mut tty: File, prompt: &str) -> Option<SecretString> {
 
 /// A terminal in canonical mode gives at most 4096 bytes a line (termios(3)).
 const LONGEST_ANSWER: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn terminal() -> Terminal {
+        let style = Style {
+            format: LogFormat::Text,
+            color: Color::Never,
+            no_color: true,
+            quiet: false,
+            batch: false,
+            browser: None,
+        };
+        Terminal { live: true, ..Terminal::new(style, Clock::system()) }
+    }
+
+    #[test]
+    fn a_prompt_is_not_written_over_while_a_person_types() {
+        let terminal = terminal();
+        let since = Instant::now().checked_sub(Duration::from_secs(2)).unwrap();
+        terminal.lock().step = Some(("connecting to bastion".to_owned(), since));
+        assert!(terminal.live_line().unwrap().contains("connecting to bastion … 2.0 s"));
+        let pty =
+            rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
+        let before = termios::tcgetattr(&pty).unwrap();
+        terminal.lock().saved = Some((File::from(pty), before));
+        assert_eq!(terminal.live_line(), None);
+        terminal.restore();
+        assert!(terminal.live_line().is_some());
+    }
+
+    #[test]
+    fn a_failure_reaches_the_terminal_without_escapes() {
+        let failure = Failure::new(super::super::failure::Kind::Failed, "it said \u{1b}[2J");
+        assert_eq!(
+            terminal().described(&failure, true),
+            "broker: error: it said \u{fffd}[2J\nbroker: failed: failed (1)\n"
+        );
+    }
+}

@@ -146,10 +146,11 @@ pub(crate) struct Grants {
 
 #[derive(Debug, Default)]
 struct State {
+    /// In the order in which their profiles were added; the first is the default.
     list: Vec<Arc<Grant>>,
-    /// The profile that was added first. When it is revoked, no other takes its place at `/`.
-    default: Option<ProfileName>,
     allowed: Vec<Uid>,
+    /// Who presented a token of ours last, until somebody is told.
+    thief: Option<Uid>,
     closed: bool,
 }
 
@@ -197,7 +198,6 @@ impl Grants {
                 Some(known) => Some(std::mem::replace(known, Arc::clone(&grant))),
                 None => {
                     state.list.push(Arc::clone(&grant));
-                    state.default.get_or_insert_with(|| grant.profile.clone());
                     None
                 }
             }
@@ -209,12 +209,6 @@ impl Grants {
         grant.cache.attach(&self.wake);
         self.changed();
         Ok(grant)
-    }
-
-    /// Returns the default grant.
-    pub(crate) fn default_grant(&self) -> Option<Arc<Grant>> {
-        let state = self.state();
-        state.list.iter().find(|grant| state.default.as_ref() == Some(&grant.profile)).cloned()
     }
 
     /// Returns all grants, in the order in which their profiles were added.
@@ -239,7 +233,9 @@ impl Grants {
         }
         let grant = opened.ok_or(Refused::WrongToken)?;
         let leads_there = match route {
-            Route::Default | Route::Health(None) => state.default.as_ref() == Some(&grant.profile),
+            Route::Default | Route::Health(None) => {
+                state.list.first().is_some_and(|default| Arc::ptr_eq(default, &grant))
+            }
             Route::Slot(profile) | Route::Health(Some(profile)) => *profile == grant.profile,
             Route::Unknown => false,
         };
@@ -260,28 +256,19 @@ impl Grants {
     pub(crate) fn note_stranger(&self, uid: Option<Uid>, entry: Entry) {
         let theft = entry.event == Event::TokenTheftSuspected;
         if self.strangers.note(uid, entry) && theft {
-            let uid = uid.map(|uid| uid.0);
-            tracing::error!(uid, "another user of the host presented a token of ours; it was refused");
+            self.state().thief = uid;
+            self.changed();
         }
+    }
+
+    /// Returns the other user of the host who presented a token of ours, once for each burst.
+    pub(crate) fn take_thief(&self) -> Option<Uid> {
+        self.state().thief.take()
     }
 
     /// Logs a decision about a request of our own user.
     pub(crate) fn note(&self, entry: Entry) {
         self.log.record(entry);
-    }
-
-    /// Takes back the grant of one profile, and returns whether there was one.
-    pub(crate) fn revoke(&self, profile: &ProfileName) -> bool {
-        let revoked = {
-            let mut state = self.state();
-            let at = state.list.iter().position(|grant| grant.profile == *profile);
-            at.map(|at| state.list.remove(at))
-        };
-        if let Some(grant) = &revoked {
-            self.end(grant);
-            self.changed();
-        }
-        revoked.is_some()
     }
 
     /// Takes back everything, for good: the first act of every stop.
@@ -322,7 +309,8 @@ impl Grants {
         }
     }
 
-    /// Returns a value that changes whenever [`Grant::status`] of some grant, or their list, may have.
+    /// Returns a value that changes whenever [`Grant::status`] of some grant, their list, or
+    /// [`Self::take_thief`] may have.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }

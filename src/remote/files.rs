@@ -17,6 +17,9 @@ use crate::names::{ProfileName, Region};
 const CONFIG: &str = "config";
 const CREDENTIALS: &str = "credentials";
 const ENV_SH: &str = "env.sh";
+const ENV_FISH: &str = "env.fish";
+const ENV_CSH: &str = "env.csh";
+const ENV_PS1: &str = "env.ps1";
 const SHELL_SH: &str = "shell.sh";
 const COMMAND_SH: &str = "command.sh";
 /// When a process runs it although the tunnel is gone, its shell can only say that there is no such file: so that
@@ -39,7 +42,7 @@ pub(crate) struct Layout<'a> {
     pub(crate) others: Vec<Grant<'a>>,
     /// A name that the host's rc files put into `AWS_PROFILE` behind us: it leads to the default grant.
     pub(crate) alias: Option<&'a ProfileName>,
-    /// `--token env`: the default grant's token is in the environment, and so in `env.sh`.
+    /// `--token env`: the default grant's token is in the environment, and so in `env.sh` and its siblings.
     pub(crate) token_in_environment: bool,
     /// `--remote-config keep`: the host's own configuration stays in force.
     pub(crate) keep_config: bool,
@@ -106,8 +109,15 @@ impl Layout<'_> {
         if let Some(command) = self.command {
             files.push(text(COMMAND_SH, command_sh(directory, command)));
         }
-        let script = Shell::Sh.render(&self.environment(directory));
-        files.push(File { name: fixed(ENV_SH), content: Content::Text(script) });
+        let environment = self.environment(directory);
+        for (name, shell) in [
+            (ENV_SH, Shell::Sh),
+            (ENV_FISH, Shell::Fish),
+            (ENV_CSH, Shell::Csh),
+            (ENV_PS1, Shell::PowerShell),
+        ] {
+            files.push(File { name: fixed(name), content: Content::Text(shell.render(&environment)) });
+        }
         if self.profiles == Profiles::Files && self.port.is_none() {
             return files;
         }
@@ -198,9 +208,17 @@ pub(crate) fn command_command(directory: &str) -> String {
     format!("exec /bin/sh {directory}/{COMMAND_SH}")
 }
 
-/// Returns what to paste into a POSIX shell that we did not start.
-pub(crate) fn source_line(directory: &str) -> String {
-    format!(". {directory}/{ENV_SH}")
+/// Returns what to paste into a shell that we did not start; `None` where the host has no file for it.
+#[cfg_attr(not(test), expect(dead_code, reason = "for those who tell a person about it"))]
+pub(crate) fn source_line(shell: Shell, directory: &str) -> Option<String> {
+    let (verb, file) = match shell {
+        Shell::Sh | Shell::Bash | Shell::Zsh => (".", ENV_SH),
+        Shell::Fish => ("source", ENV_FISH),
+        Shell::Csh => ("source", ENV_CSH),
+        Shell::PowerShell => (".", ENV_PS1),
+        Shell::Cmd | Shell::Json | Shell::Dotenv => return None,
+    };
+    Some(format!("{verb} {directory}/{file}"))
 }
 
 /// Returns the name of the file with the token of `profile`.
@@ -271,6 +289,7 @@ fn shell_sh(directory: &str) -> String {
          fi\n\
          . {directory}/{ENV_SH}\n\
          {LOGIN_SHELL}\
+         {BSD}\
          exec \"$1\" -l\n"
     )
 }
@@ -283,6 +302,15 @@ fn command_sh(directory: &str, command: &str) -> String {
 const LOGIN_SHELL: &str = "set -- \"${SHELL:-/bin/sh}\"\n\
                            if [ ! -f \"$1\" ] || [ ! -x \"$1\" ]; then set -- /bin/sh; fi\n";
 
+// The sh of FreeBSD has no `-l`, so what a login shell reads is read here; other BSDs do not mind.
+const BSD: &str = "case $1 in (/bin/sh)\n  \
+                     case $(uname -s) in (*BSD|DragonFly)\n    \
+                       [ ! -r /etc/profile ] || . /etc/profile\n    \
+                       [ ! -r \"$HOME/.profile\" ] || . \"$HOME/.profile\"\n    \
+                       exec /bin/sh\n  \
+                     esac\n\
+                   esac\n";
+
 fn fixed(name: &str) -> FileName {
     #[expect(clippy::expect_used, reason = "our own names, and encoded ones, are safe and short")]
     FileName::new(name).expect("a safe name")
@@ -292,6 +320,9 @@ fn put(text: &mut String, piece: std::fmt::Arguments<'_>) {
     #[expect(clippy::expect_used, reason = "a String takes everything")]
     text.write_fmt(piece).expect("infallible");
 }
+
+#[cfg(test)]
+mod shells;
 
 #[cfg(test)]
 mod tests {
@@ -306,7 +337,11 @@ mod tests {
         name.parse().unwrap()
     }
 
-    fn with_layout<T>(name: &str, command: Option<&str>, test: impl FnOnce(&Layout<'_>) -> T) -> T {
+    pub(super) fn with_layout<T>(
+        name: &str,
+        command: Option<&str>,
+        test: impl FnOnce(&Layout<'_>) -> T,
+    ) -> T {
         let (profile, other) = (profile(name), profile("other"));
         let token = SecretString::from("Bearer 0123456789abcdef".to_owned());
         let region = "eu-west-1".parse().unwrap();
@@ -322,7 +357,7 @@ mod tests {
         })
     }
 
-    fn text_of<'a>(files: &'a [File], name: &str) -> &'a str {
+    pub(super) fn text_of<'a>(files: &'a [File], name: &str) -> &'a str {
         let file = files.iter().find(|file| file.name.as_str() == name).expect(name);
         match &file.content {
             Content::Text(text) => text,
@@ -359,6 +394,9 @@ mod tests {
                     "run-broker-connect-if-this-is-missing.sh",
                     "command.sh",
                     "env.sh",
+                    "env.fish",
+                    "env.csh",
+                    "env.ps1",
                     "token-team=20a",
                     "token-other"
                 ]
@@ -366,7 +404,7 @@ mod tests {
             assert_eq!(text_of(&files, "credentials"), "");
             let token = layout.default.token;
             assert_eq!(text_of(&files, "token-team=20a"), token.expose_secret());
-            for file in files.iter().take(6) {
+            for file in files.iter().filter(|file| !file.name.as_str().starts_with("token-")) {
                 let text = text_of(&files, file.name.as_str());
                 assert!(!text.contains("Bearer") && !text.contains(&token.expose_secret()[7..]), "{file:?}");
             }

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     caller::{Uid, Unproven},
-    printable::printable,
+    printable::{one_line, printable},
     random,
 };
 
@@ -40,6 +40,9 @@ mod tests;
 
 /// How long the host may take from the command to the READY line: slow rc files and PAM, but no person.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many characters of it a person gets to see.
+const LONGEST_SAID: usize = 400;
 
 /// How much the rc files may print before READY.
 const LONGEST_NOISE: usize = 64 << 10;
@@ -68,7 +71,7 @@ pub(crate) enum Error {
         said: Option<Said>,
     },
     /// The helper runs, but cannot keep its promises there.
-    #[error("the helper cannot work on the host: it has no usable `{missing}`")]
+    #[error("the helper cannot work there: the host has no usable `{missing}`")]
     Unsuitable { missing: String },
     /// The helper or the connection to it has ended; a new link is needed.
     #[error("the helper on the host has ended")]
@@ -117,13 +120,32 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Adds what came on stderr where no helper came: a login shell complains there.
+    pub(crate) fn with_complaints(self, complaints: &[u8]) -> Self {
+        let complaints = printable(String::from_utf8_lossy(complaints).trim());
+        match self {
+            Self::NoHelper { why, said } if !complaints.is_empty() => {
+                let said = said.map_or(complaints.clone(), |Said(said)| format!("{said}\n{complaints}"));
+                Self::NoHelper { why, said: Some(Said(said)) }
+            }
+            other => other,
+        }
+    }
+}
+
 /// What the host said instead of READY, safe to show.
 #[derive(Debug)]
 pub(crate) struct Said(String);
 
 impl fmt::Display for Said {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the host said: {}", self.0)
+        // A line for each would read as lines of ours, and a flood would bury the error.
+        let said = one_line(&self.0);
+        match said.char_indices().nth(LONGEST_SAID) {
+            Some((end, _)) => write!(f, "the host said: {}…", said.get(..end).unwrap_or_default()),
+            None => write!(f, "the host said: {said}"),
+        }
     }
 }
 
@@ -175,7 +197,7 @@ pub(crate) struct Pace {
 /// Three beats may be lost; with the time that the last one took, the files are gone within 45 s of silence.
 pub(crate) const PACE: Pace = Pace { beat: Duration::from_secs(10), silence: 30 };
 
-/// What the host said about itself.
+/// What the host said about itself; every text is safe to print.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Facts {
     /// Who we are there.
@@ -218,6 +240,7 @@ enum Request {
     Caller(Call, oneshot::Sender<Result<Uid, Unproven>>),
     Listeners(u16, oneshot::Sender<Result<Listening, Error>>),
     Directory(Key, oneshot::Sender<Result<(Place, String), Error>>),
+    Install(Vec<super::install::File>, oneshot::Sender<Result<(), Error>>),
     Write(super::install::File, oneshot::Sender<Result<(), Error>>),
     Remove(oneshot::Sender<Result<(), Error>>),
     /// A command whose answer whoever asks understands, and the text that follows it.
@@ -253,8 +276,11 @@ where
     O: AsyncRead + Unpin,
 {
     let mut lines = Lines::new(stdout, LONGEST_NOISE);
+    // A progress bar or a prompt may print all of its noise on one line.
+    lines.longest = LONGEST_NOISE;
     ready(&mut lines, &nonce).await?;
     lines.allowance = actor::ALLOWANCE;
+    lines.longest = wire::LONGEST_LINE;
     let facts = timeout(READY_TIMEOUT, async {
         let script = format!("w={}; {}\n", pace.silence, script());
         stdin.write_all(script.as_bytes()).await.map_err(ended)?;
@@ -320,9 +346,9 @@ impl Facts {
             });
             values.next().filter(|value| !value.is_empty())
         };
-        let text = |name| fact(name).map(str::to_owned);
+        let text = |name| fact(name).map(one_line);
         if let Some(missing) = text("missing") {
-            return Err(Error::Unsuitable { missing: crate::printable::one_line(&missing) });
+            return Err(Error::Unsuitable { missing });
         }
         let parent = fact("parent").ok_or(INCOMPLETE)?;
         let (pid, started) = parent.split_once(' ').unwrap_or((parent, ""));
@@ -335,11 +361,7 @@ impl Facts {
             boot_id: text("boot"),
             parent: Parent { pid: pid.parse().map_err(|_| INCOMPLETE)?, started: started.parse().ok() },
             shows_sockets: fact("sockets") == Some("yes"),
-            token_caches: rows
-                .iter()
-                .filter_map(|row| row.strip_prefix("cache "))
-                .map(crate::printable::one_line)
-                .collect(),
+            token_caches: rows.iter().filter_map(|row| row.strip_prefix("cache ")).map(one_line).collect(),
         })
     }
 }
@@ -366,6 +388,11 @@ impl Helper {
     pub(crate) async fn directory(&self, key: Key) -> Result<Directory, Error> {
         let (place, path) = self.ask(|reply| Request::Directory(key, reply)).await?;
         Ok(Directory::new(self.clone(), place, path))
+    }
+
+    /// Writes all files of a new directory in one exchange: a round trip and a fork for each would be felt.
+    pub(super) async fn install(&self, files: Vec<super::install::File>) -> Result<(), Error> {
+        self.ask(|reply| Request::Install(files, reply)).await
     }
 
     pub(super) async fn write(&self, file: super::install::File) -> Result<(), Error> {

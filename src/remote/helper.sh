@@ -18,6 +18,11 @@ W=;
 n=0;
 U=$(id -u);
 say() { printf "%s %s %s\n" "$N" "$n" "$*"; };
+L=$(printf "\n.");
+L=${L%.};
+
+# A line of /proc/net/tcp, split: who connects, to whom, its state, uid and inode.
+row() { say row "$2" "$3" "$4" "$8" "${10}"; };
 
 # Removes the directory if it is still ours: a later helper of the same user may have taken it over. It goes
 # by one rename, and is given back if it changed hands between the look and the rename.
@@ -301,8 +306,9 @@ temporary() {
 };
 
 say row uid "$U";
-say row system "$(uname -s)";
-say row host "$(uname -n)";
+set -- $(uname -sn);
+say row system "$1";
+say row host "$2";
 say row shell "$SHELL";
 say row home "$HOME";
 i=;
@@ -359,6 +365,34 @@ while IFS= read -r l; do
         printf "%s\n" "$l";
       done > "$r";
       keep "$3" "$4" "$5";;
+    (files)
+      c=$3;
+      v=;
+      x=;
+      while [ "$c" -gt 0 ] && IFS= read -r l; do
+        c=$((c-1));
+        set -- $l;
+        v="$v $2";
+        x="$x $3 $2";
+        r=/dev/null;
+        [ -n "$D" ] && true > "$D/$2" && r=$D/$2;
+        case $1 in
+          (text)
+            while IFS= read -r l; do
+              [ "$l" = "$N" ] && break;
+              printf "%s\n" "$l";
+            done > "$r";;
+          (*)
+            IFS= read -r l;
+            printf "%s" "$l" > "$r";
+            l=;;
+        esac;
+      done;
+      set -- $([ -n "$D" ] && cd "$D" && wc -c $v);
+      case " $*" in
+        ("$x"|"$x "*" total") say ok;;
+        (*) say no write "$*";;
+      esac;;
     (token)
       temporary;
       IFS= read -r l;
@@ -377,15 +411,23 @@ while IFS= read -r l; do
       fi;;
     (who)
       if [ -r /proc/net/tcp ]; then
-        p=$3;
-        i=$4;
+        f=/proc/net/$3;
+        p=$4;
+        case $3 in
+          (tcp6) s=0000000000000000FFFF0000;;
+          (*) s=;;
+        esac;
         shift 4;
-        for s; do
-          i="$i|$s";
+        i=;
+        for l; do
+          i="$i${i:+$L} $s$l ${s}0100007F:$p ";
         done;
-        s=0000000000000000FFFF0000;
-        grep -hE "^ *[0-9]+: ($s)?($i) ($s)?0100007F:$p " /proc/net/tcp /proc/net/tcp6 | while read -r s l r t q j k u x i v; do
-          say row "$l" "$r" "$t" "$u" "$i";
+        i=$(grep -F -e "$i" "$f");
+        IFS=$L;
+        set -- $i;
+        unset IFS;
+        for l; do
+          row $l;
         done;
         say ok;
       else

@@ -115,6 +115,14 @@ impl Content {
         Self::Text(text)
     }
 
+    /// Returns its length in bytes.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Secret(secret) => secret.expose_secret().len(),
+        }
+    }
+
     /// Whether the helper can read it unchanged; a line that is `terminator` would end the text.
     pub(super) fn is_fit(&self, terminator: &str) -> bool {
         match self {
@@ -172,15 +180,13 @@ impl Directory {
         self.place
     }
 
-    /// Writes the files in order. If one fails, all are removed again.
+    /// Writes the files, whose directory nobody knows yet. If one fails, all are removed again.
     pub(crate) async fn install(self, files: Vec<File>) -> Result<Installed, Error> {
         let installed = Installed { directory: self };
-        for file in files {
-            if let Err(error) = installed.write(file).await {
-                // The first error is the one to tell; the dead-man switch is behind us.
-                drop(installed.remove().await);
-                return Err(error);
-            }
+        if let Err(error) = installed.directory.helper.install(files).await {
+            // The first error is the one to tell; the dead-man switch is behind us.
+            drop(installed.remove().await);
+            return Err(error);
         }
         Ok(installed)
     }

@@ -54,11 +54,11 @@ impl Refusal {
     pub(crate) fn hint(&self) -> Option<String> {
         Some(match self {
             Self::ForwardingDisabled { port } => format!(
-                "ask for `AllowTcpForwarding remote` and `PermitListen 127.0.0.1:{port}` in sshd_config, or use `--transport file`"
+                "ask for `AllowTcpForwarding remote` and `PermitListen 127.0.0.1:{port}` in sshd_config, or for a key without `restrict`"
             ),
             Self::PermitListen { port, unix_socket: Attempt::Allowed } => {
                 format!(
-                    "ask for `PermitListen 127.0.0.1:{port}` in sshd_config, or use `--transport unix`, which is allowed here"
+                    "ask for `PermitListen 127.0.0.1:{port}` in sshd_config (unix sockets are allowed already)"
                 )
             }
             Self::PermitListen { port, .. } => {
@@ -199,7 +199,7 @@ mod tests {
         let limited = Refusal::PermitListen { port: 4144, unix_socket: Allowed };
         assert!(limited.to_string().contains("PermitListen"));
         assert!(limited.hint().unwrap().contains("PermitListen 127.0.0.1:4144"));
-        assert!(limited.hint().unwrap().contains("--transport unix"));
+        assert!(limited.hint().unwrap().contains("unix sockets are allowed"));
         let disabled = Refusal::ForwardingDisabled { port: 4144 };
         assert!(disabled.to_string().contains("AllowTcpForwarding") && !disabled.is_about_this_port());
     }

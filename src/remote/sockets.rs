@@ -37,10 +37,10 @@ impl ListenerProblem {
     /// Returns what the person can do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::Nobody { .. } => None,
+            Self::Nobody { .. } => Some("look at the log of sshd there, or choose another port with `-R`".into()),
             Self::Foreign { .. } => Some("choose another port with `--remote-port auto`".into()),
             Self::Exposed { .. } => Some(
-                "ask for `GatewayPorts no` or `clientspecified` in sshd_config, or use `--transport unix`"
+                "ask for `GatewayPorts no` or `clientspecified` in sshd_config; as it is, the whole network reaches the port"
                     .into(),
             ),
         }

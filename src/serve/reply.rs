@@ -85,7 +85,7 @@ struct Health<'a> {
 /// Returns credentials as `credential_process` reads them, in one line; `None` when their end cannot be written.
 pub(crate) fn credentials_text(credentials: &RoleCredentials) -> Option<Zeroizing<String>> {
     let reply = Reply::credentials(credentials);
-    if reply.status() != 200 {
+    if reply.status != 200 {
         return None;
     }
     let text = std::str::from_utf8(&reply.body.bytes).ok()?;
@@ -200,6 +200,7 @@ impl Reply {
     }
 
     /// Returns the HTTP status.
+    #[cfg(test)]
     pub(crate) fn status(&self) -> u16 {
         self.status
     }

@@ -156,7 +156,7 @@ impl Login<'_> {
         let listed = agent.as_ref().map(|agent| agent.keys.clone()).unwrap_or_default();
         let (mut keys, notes) = candidates(&self.target.identities, listed).await;
         for note in notes {
-            self.shared.human.tell(&note);
+            self.shared.human.tell(&format!("broker: warning: {note}"));
         }
         // After a partial success the next method is looked for from the start; what was used up stays so.
         let (mut asked, mut typed) = (0, 0);
@@ -439,7 +439,7 @@ impl Login<'_> {
                     for text in [name, instructions] {
                         let text = crate::printable::printable(text.trim());
                         if !text.is_empty() {
-                            self.shared.human.tell(&format!("{}: {text}", self.shared.host));
+                            self.shared.human.tell(&on_every_line(&format!("{}: ", self.shared.host), &text));
                         }
                     }
                     let asked = prompts.len();
@@ -479,6 +479,23 @@ impl Login<'_> {
     /// Names who asks, so that a server cannot pass for this machine.
     fn labelled(&self, prompt: &str) -> String {
         let prompt = crate::printable::printable(prompt);
-        format!("({}@{}) {prompt}", self.target.user, self.shared.host)
+        on_every_line(&format!("({}@{}) ", self.target.user, self.shared.host), &prompt)
     }
+}
+
+/// Puts `label` before every line of `text` that has anything on it, and before the last, on which a person types.
+fn on_every_line(label: &str, text: &str) -> String {
+    let mut labelled = String::new();
+    let mut lines = text.split('\n').peekable();
+    while let Some(line) = lines.next() {
+        let last = lines.peek().is_none();
+        if last || !line.is_empty() {
+            labelled.push_str(label);
+        }
+        labelled.push_str(line);
+        if !last {
+            labelled.push('\n');
+        }
+    }
+    labelled
 }

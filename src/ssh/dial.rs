@@ -42,7 +42,7 @@ pub(crate) enum Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NameNotFound(_) => f.write_str("name not found"),
+            Self::NameNotFound(_) => f.write_str("the name could not be resolved"),
             Self::NoAddress(AddressFamily::Inet) => f.write_str("the name has no IPv4 address"),
             Self::NoAddress(AddressFamily::Inet6) => f.write_str("the name has no IPv6 address"),
             Self::NoAddress(AddressFamily::Any) => f.write_str("the name has no address"),
@@ -82,7 +82,15 @@ impl Cause {
             }
             Self::NoAddress(_) => Some("leave the address family out (`-4`, `-6`, `AddressFamily`)".into()),
             Self::TimedOut(_) => Some("is a VPN or a jump host needed to get there?".into()),
-            Self::Failed(_) => None,
+            Self::Failed(tried) => {
+                let refused =
+                    |(_, error): &(SocketAddr, io::Error)| error.kind() == io::ErrorKind::ConnectionRefused;
+                Some(if tried.iter().any(refused) {
+                    "does sshd run there, and on this port? another one is named with `-P PORT`".into()
+                } else {
+                    "is the network up, and is a VPN or a jump host needed to get there?".into()
+                })
+            }
         }
     }
 }
@@ -106,16 +114,6 @@ impl Dialled {
 
 /// Connects to `target`.
 pub(crate) async fn dial(target: &Target) -> Result<Dialled, Error> {
-    dial_first(target, None).await
-}
-
-/// Connects again, to the address that answered last time where it still does: listeners and multiplexers of the
-/// user live on one of several machines behind a name.
-pub(crate) async fn redial(target: &Target, peer: SocketAddr) -> Result<Dialled, Error> {
-    dial_first(target, Some(peer)).await
-}
-
-async fn dial_first(target: &Target, first: Option<SocketAddr>) -> Result<Dialled, Error> {
     let unreachable =
         |cause| Error::Unreachable { host: target.hostname.clone(), port: target.port, source: cause };
     let deadline = Instant::now() + target.connect_timeout;
@@ -125,7 +123,7 @@ async fn dial_first(target: &Target, first: Option<SocketAddr>) -> Result<Dialle
         Ok(Err(error)) => return Err(unreachable(Cause::NameNotFound(error))),
         Ok(Ok(addresses)) => addresses.collect(),
     };
-    let addresses = in_order(addresses, target.address_family, first);
+    let addresses = in_order(addresses, target.address_family);
     if addresses.is_empty() {
         return Err(unreachable(Cause::NoAddress(target.address_family)));
     }
@@ -137,7 +135,7 @@ async fn dial_first(target: &Target, first: Option<SocketAddr>) -> Result<Dialle
 }
 
 /// Keeps the wanted family, and lets families alternate so that a broken IPv6 costs one step (RFC 8305, section 4).
-fn in_order(addresses: Vec<SocketAddr>, family: AddressFamily, first: Option<SocketAddr>) -> Vec<SocketAddr> {
+fn in_order(addresses: Vec<SocketAddr>, family: AddressFamily) -> Vec<SocketAddr> {
     let wanted = |address: &SocketAddr| match family {
         AddressFamily::Any => true,
         AddressFamily::Inet => address.is_ipv4(),
@@ -152,10 +150,6 @@ fn in_order(addresses: Vec<SocketAddr>, family: AddressFamily, first: Option<Soc
     let mut ordered: Vec<SocketAddr> = Vec::new();
     while let Some(address) = ours.pop().or_else(|| others.pop()) {
         ordered.extend([Some(address), others.pop()].into_iter().flatten());
-    }
-    if let Some(at) = first.and_then(|first| ordered.iter().position(|address| *address == first)) {
-        let address = ordered.remove(at);
-        ordered.insert(0, address);
     }
     ordered.truncate(MOST_ADDRESSES);
     ordered
@@ -257,13 +251,11 @@ mod tests {
     fn families_alternate_and_start_with_what_the_resolver_prefers() {
         let list = addresses(&["[2001:db8::1]:22", "[2001:db8::2]:22", "192.0.2.1:22", "192.0.2.2:22"]);
         assert_eq!(
-            in_order(list.clone(), AddressFamily::Any, None),
+            in_order(list.clone(), AddressFamily::Any),
             addresses(&["[2001:db8::1]:22", "192.0.2.1:22", "[2001:db8::2]:22", "192.0.2.2:22"])
         );
-        assert_eq!(in_order(list.clone(), AddressFamily::Inet, None), list[2..]);
-        let again = in_order(list.clone(), AddressFamily::Any, Some(list[3]));
-        assert_eq!((again[0], again.len()), (list[3], 4));
-        assert!(in_order(list[..2].to_vec(), AddressFamily::Inet, None).is_empty());
+        assert_eq!(in_order(list.clone(), AddressFamily::Inet), list[2..]);
+        assert!(in_order(list[..2].to_vec(), AddressFamily::Inet).is_empty());
     }
 
     #[test]

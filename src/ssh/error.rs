@@ -16,6 +16,9 @@ pub(crate) enum Error {
     /// The connection ended, before or after it was ready.
     #[error("the connection to `{host}` ended")]
     Closed { host: String, source: Ended },
+    /// What answers did not even begin to speak SSH, or stopped in the middle.
+    #[error("`{host}` broke off before the connection was encrypted")]
+    NoHandshake { host: String, source: Ended },
     /// The server does something that we do not, or does it wrong.
     #[error("could not speak SSH with `{host}`")]
     Protocol { host: String, source: russh::Error },
@@ -40,8 +43,16 @@ impl Error {
             Self::Weak { .. } => Some("ask its administrator for a current sshd".into()),
             Self::Protocol { source, .. } => protocol_hint(source),
             Self::Closed { source, .. } => source.hint(),
-            Self::Stalled { .. } => None,
-            Self::ForwardRefused(_) | Self::ChannelRefused(_) => None,
+            Self::NoHandshake { .. } => Some(
+                "is it an SSH server that listens there? one that is overloaded or does not like your address \
+                 (MaxStartups, a firewall, fail2ban) breaks off like this too"
+                    .into(),
+            ),
+            Self::Stalled { .. } => {
+                Some("is it an SSH server that listens there, and does the network carry large packets (MTU)?".into())
+            }
+            Self::ForwardRefused(refused) => refused.hint(),
+            Self::ChannelRefused(refused) => refused.hint(),
         }
     }
 }
@@ -93,17 +104,46 @@ pub(crate) enum ForwardRefused {
     Closed { what: String, source: Ended },
 }
 
+impl ForwardRefused {
+    /// Returns what the person can do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Denied { .. } => Some("ask for `AllowTcpForwarding remote` in sshd_config".into()),
+            Self::TimedOut { .. } => Some("try again; the host may be overloaded".into()),
+            Self::Closed { source, .. } => source.hint(),
+        }
+    }
+}
+
 /// The server does not open a channel, or does not do on it what we asked for.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ChannelRefused {
     /// The channel itself was refused; the text is the server's, safe to print.
-    #[error("the server refused {what}: {text}")]
-    Open { what: &'static str, prohibited: bool, text: String },
+    #[error("`{host}` refused {what}: {text}")]
+    Open { host: String, what: &'static str, prohibited: bool, text: String },
     /// The channel was there, but not the command, shell or terminal on it.
-    #[error("the server refused to run {what}")]
-    Request { what: &'static str },
+    #[error("`{host}` refused to run {what}")]
+    Request { host: String, what: &'static str },
     #[error("the server did not answer within {} s ({what})", after.as_secs())]
     TimedOut { what: &'static str, after: Duration },
     #[error("the connection ended before {what} was open")]
     Closed { what: &'static str, source: Ended },
+}
+
+impl ChannelRefused {
+    /// Returns what the person can do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Open { .. } => Some(
+                "the tunnel needs one session on the connection and a shell or command another one: \
+                 ask for `MaxSessions 2` or more in sshd_config"
+                    .into(),
+            ),
+            Self::Request { .. } => {
+                Some("the account must be able to run commands (`ssh HOST true` must work)".into())
+            }
+            Self::TimedOut { .. } => Some("try again; the host may be overloaded".into()),
+            Self::Closed { source, .. } => source.hint(),
+        }
+    }
 }

@@ -9,18 +9,25 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::{
     dial::is_loopback,
     pump::{Pump, Stream},
+    room::Room,
 };
 
-/// Channels that the server may have open towards us at a time.
+/// Connections that are served at a time.
 pub(super) const MOST_CHANNELS: usize = 256;
 
-/// Arrivals that may wait for the link's loop. Taking one is a step of that loop, so a few bursts fit.
-const MOST_WAITING: usize = 64;
+/// Channels that the server may have open towards us at a time: those that are served, and those that were answered
+/// and whose client on the host has not closed its end yet. A neighbour who never does so must not keep the places
+/// of others; sshd has as many descriptors for them as this, at most.
+pub(super) const MOST_OPEN: usize = 1024;
+
+/// Arrivals that may wait for the link's loop. One read of the connection can bring the opens of a whole burst before
+/// that loop has its turn, so all who find room must fit: who does not is refused, and an SDK there sees a reset.
+const MOST_WAITING: usize = MOST_CHANNELS;
 
 /// Violations that end the connection: one more than could be a misunderstanding.
 const MOST_VIOLATIONS: usize = 3;
@@ -76,7 +83,7 @@ impl std::fmt::Debug for Arrival {
 #[derive(Debug)]
 pub(super) struct Forwards {
     table: Mutex<Table>,
-    pub(super) room: Arc<Semaphore>,
+    pub(super) room: Arc<Room>,
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +110,7 @@ pub(super) enum Judgement {
 
 impl Forwards {
     pub(super) fn new() -> Self {
-        Self { table: Mutex::default(), room: Arc::new(Semaphore::new(MOST_CHANNELS)) }
+        Self { table: Mutex::default(), room: Room::new(MOST_CHANNELS, MOST_OPEN) }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -161,8 +168,8 @@ impl Forwards {
         let table = self.table();
         if let Some((_, sender)) = table.live.iter().find(|(live, _)| live == listener) {
             return match sender.clone().try_reserve_owned() {
-                Ok(place) if self.room.available_permits() > 0 => Judgement::Take(place),
-                Ok(_) | Err(mpsc::error::TrySendError::Full(_)) => Judgement::Full,
+                Ok(place) => Judgement::Take(place),
+                Err(mpsc::error::TrySendError::Full(_)) => Judgement::Full,
                 Err(mpsc::error::TrySendError::Closed(_)) => Judgement::Refuse,
             };
         }

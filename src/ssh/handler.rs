@@ -88,7 +88,7 @@ pub(crate) struct Facts {
     /// How the server's software calls itself; safe to print.
     pub(crate) server: String,
     /// The address that we are connected to, where it is a network address.
-    pub(crate) peer: Option<std::net::SocketAddr>,
+    pub(crate) peer: Option<SocketAddr>,
 }
 
 /// What the handler and the session both hold.
@@ -227,15 +227,16 @@ impl Handler {
             }
             Judgement::Violation { what, fatal } => return self.punish(what, fatal, reply).await,
         };
-        let Ok(permit) = Arc::clone(&self.shared.forwards.room).try_acquire_owned() else {
+        let inbox = Arc::new(Inbox::new(ARRIVAL_LIMIT));
+        let Some(taken) = self.shared.forwards.room.take(&inbox) else {
             return reply.reject(ChannelOpenFailure::ResourceShortage).await;
         };
-        let inbox = self.shared.channels.add(channel.id().into(), ARRIVAL_LIMIT);
+        self.shared.channels.add(channel.id().into(), Arc::clone(&inbox));
         // The queue is closed here, so the session loop never waits for it: see `inbox`.
         let (queue, write) = channel.split();
         drop(queue);
         let outward = Outward::new(write, inbox, Arc::clone(&self.shared.channels));
-        let (stream, pump) = Pump::stream(outward, permit);
+        let (stream, pump) = Pump::stream(outward, Some(taken));
         // Into russh's own queue, which is emptied before anything else is sent: this does not wait.
         reply.accept().await;
         drop(place.send(Arrival { stream, pump, originator }));

@@ -27,19 +27,27 @@ pub(crate) enum Refused {
     #[error("the host key of {host} was not accepted")]
     NotAccepted { host: String },
     #[error(
-        "THE HOST KEY OF {host} HAS CHANGED: it sent {algorithm} {fingerprint}, but `{}` line {line} has another key; \
+        "THE HOST KEY OF {host} HAS CHANGED: it sent {sent}, but `{}` line {line} has another key; \
          either the host was set up anew, or somebody stands between you and it",
         path.display()
     )]
-    Changed { host: String, algorithm: String, fingerprint: String, path: PathBuf, line: usize },
+    Changed {
+        host: String,
+        /// The name in known_hosts.
+        name: Box<str>,
+        sent: String,
+        path: PathBuf,
+        line: usize,
+    },
     #[error(
-        "{host} sent a key of a type that is not known for it ({algorithm} {fingerprint}), but `{}` line {line} has its {known} key",
+        "{host} sent a key of a type that is not known for it ({sent}), but `{}` line {line} has its {known} key",
         path.display()
     )]
     OtherType {
         host: String,
-        algorithm: String,
-        fingerprint: String,
+        /// The name in known_hosts.
+        name: Box<str>,
+        sent: String,
         known: String,
         path: PathBuf,
         line: usize,
@@ -64,10 +72,12 @@ impl Refused {
                 "compare the fingerprint with what the host's administrator says, then connect once at a terminal, \
                  or pass `--host-key {fingerprint}` to use {host} without asking"
             )),
-            Self::NotAccepted { .. } => None,
-            Self::Changed { host, path, .. } | Self::OtherType { host, path, .. } => Some(format!(
+            Self::NotAccepted { .. } => {
+                Some("ask the host's administrator for the fingerprint of its key".to_owned())
+            }
+            Self::Changed { name, path, .. } | Self::OtherType { name, path, .. } => Some(format!(
                 "ask the host's administrator; if the new key is right, remove the old one with \
-                 `ssh-keygen -f '{}' -R '{host}'`",
+                 `ssh-keygen -f '{}' -R '{name}'`",
                 path.display()
             )),
             Self::Revoked { .. } => Some("ask the host's administrator for the new key".to_owned()),
@@ -108,6 +118,7 @@ impl KnownHostKeys {
         let host = self.target.original.clone();
         let algorithm = key.algorithm().as_str().to_owned();
         let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
+        let sent = format!("{algorithm} {fingerprint}");
         if let Some(pinned) = &self.target.pinned_host_key {
             return if *pinned == fingerprint {
                 Ok(())
@@ -118,15 +129,15 @@ impl KnownHostKeys {
         let (other_types, same_key_as) = match self.known.verdict(&self.name, key) {
             Verdict::Known => return Ok(()),
             Verdict::Changed { path, line, .. } => {
-                return Err(Refused::Changed { host, algorithm, fingerprint, path, line });
+                return Err(Refused::Changed { host, name: self.name.to_string().into(), sent, path, line });
             }
             Verdict::Revoked { path, line } => return Err(Refused::Revoked { host, path, line }),
             Verdict::New { other_types, same_key_as } => (other_types, same_key_as),
         };
         let other_type = other_types.first().map(|(known, path, line)| Refused::OtherType {
             host: host.clone(),
-            algorithm: algorithm.clone(),
-            fingerprint: fingerprint.clone(),
+            name: self.name.to_string().into(),
+            sent: sent.clone(),
             known: known.to_string(),
             path: path.clone(),
             line: *line,
@@ -145,6 +156,12 @@ impl KnownHostKeys {
                     text.push_str(&format!(
                         "This host is known by its {} key ({}:{line}), but sent another type.\n",
                         short_name(known),
+                        path.display()
+                    ));
+                }
+                if let Some((path, line)) = self.known.cert_authority(&self.name) {
+                    text.push_str(&format!(
+                        "Its certificate authority is on file ({}:{line}), but certificates of hosts are not checked yet.\n",
                         path.display()
                     ));
                 }

@@ -107,6 +107,15 @@ fn in_order(files: Vec<KeyFile>, agent: Vec<AgentIdentity>, only: bool) -> Vec<C
     ordered
 }
 
+/// Words an error of the operating system without its number.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => one_line(&error.to_string()),
+    }
+}
+
 /// What is in and beside one `IdentityFile`.
 #[derive(Debug, Default)]
 struct KeyFile {
@@ -134,9 +143,7 @@ impl KeyFile {
             Ok((_, text)) if PublicKey::from_openssh(text.trim()).is_ok() => text,
             Ok((mode, _)) => {
                 notes.push(format!(
-                    "Permissions {mode:04o} for '{shown}' are too open.\n\
-                     It is required that your private key files are NOT accessible by others.\n\
-                     This private key will be ignored."
+                    "the key `{shown}` is not used, because others can read it (mode {mode:04o}); run `chmod go= '{shown}'`"
                 ));
                 return file;
             }
@@ -144,7 +151,7 @@ impl KeyFile {
                 // A default that does not exist is not worth a word, nor is a key that only the agent holds.
                 let missing = error.kind() == io::ErrorKind::NotFound;
                 if !(missing && (!explicit || file.public.is_some())) {
-                    notes.push(format!("no such identity: {shown}: {error}"));
+                    notes.push(format!("the key `{shown}` could not be read: {}", reason(&error)));
                 }
                 return file;
             }
@@ -162,7 +169,10 @@ impl KeyFile {
             Err(error) => match PrivateKey::from_openssh(text.as_bytes()) {
                 Ok(key) if key.is_encrypted() => file.public = Some(key.public_key().clone()),
                 _ => {
-                    notes.push(format!("Load key \"{shown}\": {}", one_line(&error.to_string())));
+                    notes.push(format!(
+                        "the file `{shown}` holds no key that can be used: {}",
+                        one_line(&error.to_string())
+                    ));
                     return file;
                 }
             },
@@ -173,7 +183,9 @@ impl KeyFile {
         if file.public.as_ref().is_some_and(needs_device) {
             // Only the agent can talk to the device.
             if explicit {
-                notes.push(format!("'{shown}' is on a security key: add it to the agent with ssh-add"));
+                notes.push(format!(
+                    "the key `{shown}` is on a security key: add it to the agent with `ssh-add`"
+                ));
             }
             file.private = None;
             return file;
@@ -271,15 +283,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_that_others_can_read_is_ignored_with_opensshs_words() {
+    async fn a_key_that_others_can_read_is_ignored_and_said_to_be() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("id");
         write(&path, &private(1), 0o644);
         let identities = Identities { files: vec![path.clone()], explicit: true, only: false, agent: None };
         let (keys, notes) = candidates(&identities, vec![]).await;
         assert!(keys.is_empty());
-        assert!(notes[0].starts_with(&format!("Permissions 0644 for '{}' are too open.", path.display())));
-        assert!(notes[0].ends_with("This private key will be ignored."));
+        assert!(notes[0].contains("others can read it (mode 0644)"), "{notes:?}");
+        assert!(notes[0].ends_with(&format!("run `chmod go= '{}'`", path.display())), "{notes:?}");
     }
 
     #[tokio::test]
@@ -291,8 +303,8 @@ mod tests {
             Identities { files: vec![missing, broken], explicit: true, only: false, agent: None };
         let (keys, notes) = candidates(&identities, vec![]).await;
         assert!(keys.is_empty());
-        assert!(notes[0].starts_with("no such identity: "), "{notes:?}");
-        assert!(notes[1].starts_with("Load key \""), "{notes:?}");
+        assert!(notes[0].contains("there is no such file"), "{notes:?}");
+        assert!(notes[1].contains("holds no key"), "{notes:?}");
     }
 
     #[tokio::test]

@@ -51,6 +51,8 @@ pub(super) enum End {
     TooMuch,
     /// What arrived could not be kept; we closed it.
     Unkept(String),
+    /// Another one needed its place; we closed it.
+    Crowded,
     /// The connection is gone.
     Lost,
 }
@@ -212,11 +214,16 @@ impl Inbox {
         let mut state = self.state();
         match (state.exit.take(), &state.end) {
             (Some(exit), _) => exit,
-            (None, Some(End::TooMuch)) => Exit::TooMuchOutput(None),
+            (None, Some(End::TooMuch | End::Crowded)) => Exit::TooMuchOutput(None),
             (None, Some(End::Unkept(why))) => Exit::TooMuchOutput(Some(why.clone())),
             (None, Some(End::Lost)) => Exit::Lost,
             (None, Some(End::Closed) | None) => Exit::Unknown,
         }
+    }
+
+    /// Returns whether nothing has arrived yet.
+    pub(super) fn is_silent(&self) -> bool {
+        self.state().received == 0
     }
 
     /// Waits for the server's answer to a channel request; `None` when the channel ended instead.
@@ -295,17 +302,15 @@ impl State {
             None if self.eof => Some(Ok(())),
             None => None,
             Some(End::Closed) => Some(Ok(())),
-            Some(End::TooMuch | End::Unkept(_)) => Some(Err(io::ErrorKind::ConnectionReset.into())),
+            Some(End::TooMuch | End::Unkept(_) | End::Crowded) => {
+                Some(Err(io::ErrorKind::ConnectionReset.into()))
+            }
             Some(End::Lost) => Some(Err(io::ErrorKind::ConnectionAborted.into())),
         }
     }
 
     pub(super) fn wake_reader(&mut self) {
         self.wake(Waiter::Reader);
-    }
-
-    pub(super) fn wake_pump(&mut self) {
-        self.wake(Waiter::Pump);
     }
 
     fn wake(&mut self, waiter: Waiter) {
@@ -345,10 +350,8 @@ impl Channels {
     }
 
     /// Adds a channel that the server opened and we accepted.
-    pub(super) fn add(&self, id: u32, limit: Limit) -> Arc<Inbox> {
-        let inbox = Arc::new(Inbox::new(limit));
-        self.open().insert(id, Entry { inbox: Arc::clone(&inbox), claimed: true });
-        inbox
+    pub(super) fn add(&self, id: u32, inbox: Arc<Inbox>) {
+        self.open().insert(id, Entry { inbox, claimed: true });
     }
 
     /// Adds a channel that we opened, at its confirmation: the server may send at once.

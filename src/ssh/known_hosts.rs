@@ -132,6 +132,7 @@ impl Error {
             Self::File { source: private_fs::Error::Foreign { .. }, .. } => {
                 Some("name a file of your own with `-o UserKnownHostsFile=FILE`".to_owned())
             }
+            Self::File { source, .. } => source.hint(),
             _ => None,
         }
     }

@@ -16,6 +16,7 @@ pub(crate) mod known_hosts;
 mod peer;
 pub(crate) mod process;
 pub(crate) mod pump;
+mod room;
 pub(crate) mod session;
 pub(crate) mod target;
 pub(crate) mod terminal;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::{Buf as _, BufMut as _, Bytes};
-use russh::{ChannelWriteHalf, Sig, client::Msg};
+use russh::{ChannelWriteHalf, client::Msg};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use tokio::io::DuplexStream;
 
@@ -37,7 +37,7 @@ const DIRECTORIES: [&str; 2] = ["/var/tmp", "/tmp"];
 pub(crate) enum Keep {
     /// All of it: for people and their commands.
     All,
-    /// At most so many bytes in its life, then the channel is cut: for helpers of ours.
+    /// At most so many bytes that wait, then the channel is cut: for a helper of ours, which is always listened to.
     AtMost(usize),
 }
 
@@ -45,7 +45,7 @@ impl Keep {
     pub(super) fn limit(self) -> Limit {
         match self {
             Self::All => Limit::Waiting(MOST_IN_MEMORY),
-            Self::AtMost(most) => Limit::Total(most),
+            Self::AtMost(most) => Limit::Waiting(most),
         }
     }
 }
@@ -120,26 +120,6 @@ impl Control {
     pub(crate) async fn resize(&self, size: Size) {
         // An error means that the session is gone, which the events tell.
         drop(self.0.window_change(size.columns, size.rows, size.width, size.height).await);
-    }
-
-    /// Sends a signal by its name without `SIG`. OpenSSH delivers the well-known ones.
-    pub(crate) async fn signal(&self, name: &str) {
-        let signal = match name {
-            "ABRT" => Sig::ABRT,
-            "ALRM" => Sig::ALRM,
-            "FPE" => Sig::FPE,
-            "HUP" => Sig::HUP,
-            "ILL" => Sig::ILL,
-            "INT" => Sig::INT,
-            "KILL" => Sig::KILL,
-            "PIPE" => Sig::PIPE,
-            "QUIT" => Sig::QUIT,
-            "SEGV" => Sig::SEGV,
-            "TERM" => Sig::TERM,
-            "USR1" => Sig::USR1,
-            other => Sig::Custom(other.to_owned()),
-        };
-        drop(self.0.signal(signal).await);
     }
 }
 

@@ -22,7 +22,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::inbox::{Channels, End, Inbox};
+use super::{
+    inbox::{Channels, End, Inbox},
+    room::Place,
+};
 
 /// How long the server may take to close a channel after we said EOF. A client on the host closes at once when it
 /// has its answer; one that does not keeps its place so long, and no longer.
@@ -44,7 +47,7 @@ pub(crate) enum Finished {
     Closed,
     /// The server did not close in time, so we did.
     Lingered,
-    /// More arrived than may.
+    /// More arrived than may, or the place was needed.
     Cut,
     /// The connection is gone.
     Lost,
@@ -54,7 +57,7 @@ impl From<&End> for Finished {
     fn from(end: &End) -> Self {
         match end {
             End::Closed => Self::Closed,
-            End::TooMuch | End::Unkept(_) => Self::Cut,
+            End::TooMuch | End::Unkept(_) | End::Crowded => Self::Cut,
             End::Lost => Self::Lost,
         }
     }
@@ -70,16 +73,18 @@ impl Pump {
         Self(Box::pin(future))
     }
 
-    /// Makes the two ends of a byte stream over `channel`. `held` is dropped when the channel is closed.
-    pub(super) fn stream(channel: Outward, held: impl Send + 'static) -> (Stream, Self) {
+    /// Makes the two ends of a byte stream over `channel`. `place` is dropped when the channel is closed.
+    pub(super) fn stream(channel: Outward, place: Option<Place>) -> (Stream, Self) {
         let (local, outgoing) = tokio::io::duplex(WRITE_AHEAD);
         let stream =
             Stream { incoming: Incoming(Arc::clone(&channel.inbox)), current: Bytes::new(), outgoing: local };
         let pump = Self::new(async move {
-            let held = held;
             let sent = async {
                 channel.send(outgoing).await;
                 channel.inbox.pump_waits(|state| state.is_deaf().then_some(())).await;
+                if let Some(place) = &place {
+                    place.answered();
+                }
             };
             let finished = tokio::select! {
                 biased;
@@ -87,7 +92,7 @@ impl Pump {
                 () = sent => channel.linger().await,
             };
             channel.finish(finished).await;
-            drop(held);
+            drop(place);
             finished
         });
         (stream, pump)

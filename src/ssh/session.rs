@@ -15,9 +15,10 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
+use tracing::debug;
 
 use super::{
-    algorithms, auth,
+    algorithms, auth, config,
     error::{ChannelRefused, Error, ForwardRefused, HostKeyRefused},
     forward::{BIND_ADDRESS, Forward, Listener},
     handler::{ARRIVAL_LIMIT, Ended, Facts, Failure, Handler, Shared, ended_by},
@@ -97,10 +98,13 @@ impl Unauthenticated {
         let config = Arc::new(config(target, &host_keys.order()));
         let handler = Handler::new(Arc::clone(&shared), host_keys);
         let connecting = Box::pin(russh::client::connect_stream(config, transport, handler));
-        match within(KEX_TIMEOUT, &shared.asking, connecting).await {
+        // `ConnectTimeout` covers this as well (ssh_config(5)), so one that somebody wrote down is a wish.
+        let wish = Some(target.connect_timeout).filter(|wish| *wish != config::CONNECT_TIMEOUT);
+        let limit = wish.unwrap_or(KEX_TIMEOUT);
+        match within(limit, &shared.asking, connecting).await {
             Some(Ok(handle)) => Ok(Self { handle, shared, guard }),
             Some(Err(failure)) => Err(open_error(host, failure, shared.ended_already())),
-            None => Err(Error::Stalled { host, step: "key exchange", after: KEX_TIMEOUT }),
+            None => Err(Error::Stalled { host, step: "key exchange", after: limit }),
         }
     }
 
@@ -140,7 +144,7 @@ fn open_error(host: String, failure: Failure, ended: Option<Ended>) -> Error {
         }
         (Failure::Russh(error), _) => match error {
             russh::Error::Disconnect | russh::Error::HUP | russh::Error::IO(_) => {
-                Error::Closed { host, source: ended_by(error) }
+                Error::NoHandshake { host, source: ended_by(error) }
             }
             source => Error::Protocol { host, source },
         },
@@ -264,7 +268,7 @@ impl Session {
     pub(crate) async fn direct_tcpip(&self, host: &str, port: u16) -> Result<(Stream, Pump), ChannelRefused> {
         let opening = self.handle.channel_open_direct_tcpip(host, port.into(), BIND_ADDRESS, 0);
         let channel = self.opened("a connection", opening).await?;
-        Ok(Pump::stream(self.outward(channel, ARRIVAL_LIMIT), ()))
+        Ok(Pump::stream(self.outward(channel, ARRIVAL_LIMIT), None))
     }
 
     async fn open_session(&self, what: &'static str, keep: Keep) -> Result<Outward, ChannelRefused> {
@@ -288,6 +292,7 @@ impl Session {
         match timeout(CHANNEL_TIMEOUT, opening).await {
             Ok(Ok(channel)) => Ok(channel),
             Ok(Err(russh::Error::ChannelOpenFailure(reason))) => Err(ChannelRefused::Open {
+                host: self.shared.host.clone(),
                 what,
                 prohibited: reason == ChannelOpenFailure::AdministrativelyProhibited,
                 text: self.shared.refusal(&reason),
@@ -311,10 +316,10 @@ impl Session {
         };
         match timeout(CHANNEL_TIMEOUT, replied).await {
             Ok(Some(true)) => Ok(()),
-            Ok(Some(false)) => Err(ChannelRefused::Request { what }),
+            Ok(Some(false)) => Err(ChannelRefused::Request { host: self.shared.host.clone(), what }),
             Ok(None) => match self.shared.ended_already() {
                 Some(source) => Err(ChannelRefused::Closed { what, source }),
-                None => Err(ChannelRefused::Request { what }),
+                None => Err(ChannelRefused::Request { host: self.shared.host.clone(), what }),
             },
             Err(_) => Err(ChannelRefused::TimedOut { what, after: CHANNEL_TIMEOUT }),
         }
@@ -332,6 +337,7 @@ impl Session {
     }
 
     /// Asks the server for a sign of life, and says whether one came in time.
+    #[cfg(test)]
     pub(crate) async fn answers(&self, limit: Duration) -> bool {
         // russh says that all is well when the session died meanwhile.
         timeout(limit, self.handle.send_ping()).await.is_ok_and(|sent| sent.is_ok())
@@ -350,6 +356,8 @@ impl Session {
 
     /// Says goodbye, bounded, and cuts the connection.
     pub(crate) async fn disconnect(&self) {
+        let (open, closed_by_us) = self.channels();
+        debug!(host = %self.shared.host, open, closed_by_us, "disconnecting");
         let goodbye = async {
             let mut gone = self.shared.gone.subscribe();
             // Every error means that the connection is gone, which is what is wanted.

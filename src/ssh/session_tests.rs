@@ -187,7 +187,7 @@ async fn ten_thousand_connections_leave_nothing_behind() {
     }
     soon(asking.join_all()).await;
     soon(serving.join_all()).await;
-    assert_eq!(session.shared.forwards.room.available_permits(), crate::ssh::forward::MOST_CHANNELS);
+    assert_eq!(session.shared.forwards.room.taken(), (0, 0));
     // russh leaks a channel that we close before the server does: there must be none.
     assert_eq!(session.channels(), (0, 0));
 }
@@ -197,6 +197,7 @@ async fn a_flood_of_connections_is_bounded_and_hurts_nothing_else() {
     let (session, server) = session().await;
     let (mut forward, _) = session.forward_tcp(4144).await.unwrap();
     let mut held = Vec::new();
+    let mut pumps = JoinSet::new();
     let mut refused = 0;
     let mut theirs = Vec::new();
     for _ in 0..2000 {
@@ -205,13 +206,36 @@ async fn a_flood_of_connections_is_bounded_and_hurts_nothing_else() {
             Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::ResourceShortage)) => refused += 1,
             Err(error) => panic!("{error}"),
         }
-        held.extend(forward.arrivals.try_recv());
+        if let Ok(Arrival { stream, pump, .. }) = forward.arrivals.try_recv() {
+            held.push(stream);
+            pumps.spawn(pump);
+        }
+        assert!(session.shared.forwards.room.taken().0 <= crate::ssh::forward::MOST_CHANNELS);
     }
-    assert_eq!((theirs.len(), refused), (256, 1744));
+    // Those who said nothing for a while left for others.
+    assert_eq!(theirs.len() + refused, 2000);
     assert_eq!(run(&session, "echo still here").await.2, Exit::Status(7));
-    drop(held);
+    pumps.shutdown().await;
     drop(forward);
-    assert_eq!(session.shared.forwards.room.available_permits(), crate::ssh::forward::MOST_CHANNELS);
+    assert_eq!(session.shared.forwards.room.taken(), (0, 0));
+}
+
+#[tokio::test]
+async fn neighbours_who_never_close_their_end_keep_no_place() {
+    let (session, server) = session().await;
+    let (mut forward, _) = session.forward_tcp(4144).await.unwrap();
+    let mut lingering = JoinSet::new();
+    let mut theirs = Vec::new();
+    for _ in 0..300 {
+        theirs.push(connects(&server, 4144, "127.0.0.1").await.unwrap());
+        let Arrival { stream, pump, .. } = soon(forward.arrivals.recv()).await.unwrap();
+        drop(stream);
+        lingering.spawn(pump);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(lingering.len(), 300, "nobody was cut off yet");
+    let taken = session.shared.forwards.room.taken();
+    assert_eq!(taken, (0, 300), "they are counted all the same");
 }
 
 #[tokio::test]
@@ -261,7 +285,7 @@ async fn a_client_that_never_closes_loses_its_place_after_a_while() {
     let Arrival { stream, pump, .. } = forward.arrivals.recv().await.unwrap();
     drop(stream);
     assert_eq!(soon(pump).await, crate::ssh::pump::Finished::Lingered);
-    assert_eq!(session.shared.forwards.room.available_permits(), crate::ssh::forward::MOST_CHANNELS);
+    assert_eq!(session.shared.forwards.room.taken(), (0, 0));
     assert_eq!(session.channels(), (0, 1));
 }
 
@@ -269,9 +293,9 @@ async fn a_client_that_never_closes_loses_its_place_after_a_while() {
 async fn what_a_server_refuses_to_open_is_told_in_its_words() {
     let (session, _server) = session().await;
     let refused = session.direct_tcpip("127.0.0.1", 4144).await.err().unwrap();
-    assert_eq!(refused.to_string(), "the server refused a connection: Connect failed");
+    assert_eq!(refused.to_string(), "`bastion` refused a connection: Connect failed");
     let refused = session.exec("refused", Keep::All).await.err().unwrap();
-    assert_eq!(refused.to_string(), "the server refused to run a command");
+    assert_eq!(refused.to_string(), "`bastion` refused to run a command");
 }
 
 #[tokio::test]
@@ -287,7 +311,7 @@ async fn a_helper_can_be_talked_to_and_told_the_end() {
         assert_eq!(soon(events.next()).await, Some(Event::Stdout("answer\n".into())));
         drop(stdin);
         server.sees(|seen| seen.eofs.contains(&id).then_some(())).await;
-        server.handle.data(id, vec![b'x'; 1000]).await.unwrap();
+        server.handle.data(id, vec![b'x'; 1001]).await.unwrap();
         assert_eq!(rest(&mut events).await.2, Exit::TooMuchOutput(None));
         server.sees(|seen| seen.closed.contains(&id).then_some(())).await;
     };

@@ -3,7 +3,11 @@
 //! Order of events: connect, authenticate, forward and helper at once, listener verified, self-test through the
 //! tunnel. Only then may anything be installed on the host or answered. Closing goes the other way round.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -34,7 +38,7 @@ use crate::{
         dial,
         error::ForwardRefused,
         forward::{Arrival, Forward, Listener},
-        handler::Ended,
+        handler::{Ended, Facts as ServerFacts},
         process::{Event as ProcessEvent, Keep, Process},
         session::{HostKeys, Session, Unauthenticated},
         target::Target,
@@ -97,9 +101,12 @@ impl Link {
         let target = &inputs.target;
         let subject = format!("{}@{}", target.user, target.original);
         inputs.observe(Event::Started { step: Step::Connect, subject: subject.clone() });
-        let session = connect(target, &inputs.host_keys, &inputs.human).await?;
-        inputs.log.note_host_key(&session.facts().fingerprint);
+        let session = connect(target, &inputs.host_keys, &inputs.human, |facts| {
+            inputs.log.note_host_key(&facts.fingerprint);
+        })
+        .await?;
         let session = Arc::new(session);
+        debug!(facts = ?session.facts(), "logged in");
         inputs.observe(Event::Done { step: Step::Connect, subject });
 
         inputs.observe(Event::Started { step: Step::Forward, subject: inputs.host() });
@@ -113,8 +120,13 @@ impl Link {
                 Ok(link)
             }
             Err(e) => {
+                // A dying connection takes the helper along, and says more about why.
+                let ended = match &e {
+                    Error::Helper { .. } => tokio::time::timeout(REASON_TIMEOUT, session.ended()).await.ok(),
+                    _ => None,
+                };
                 session.disconnect().await;
-                Err(e)
+                Err(ended.map_or(e, |source| Lost::Connection { host: inputs.host(), source }.into()))
             }
         }
     }
@@ -224,10 +236,15 @@ impl Link {
         if refusal.is_about_this_port() && inputs.options.port == PortWish::Auto {
             for attempt in 0..FALLBACK_PORTS {
                 let port = probe::fallback_port(self.facts.uid, attempt);
-                if let Ok((forward, _)) = self.session.forward_tcp(port).await {
-                    inputs
-                        .observe(Event::Notice { message: format!("{refusal}; using port {port} instead") });
-                    return Ok((forward, port));
+                match self.session.forward_tcp(port).await {
+                    Ok((forward, _)) => {
+                        let message = format!("{refusal}; using port {port} instead");
+                        inputs.observe(Event::Notice { message });
+                        return Ok((forward, port));
+                    }
+                    Err(ForwardRefused::Denied { .. }) => {}
+                    // Silence or the end of the connection: it would be the same for every port.
+                    Err(refused) => return Err(Error::Ssh(refused.into())),
                 }
             }
         }
@@ -408,8 +425,7 @@ impl Link {
 
     /// Stops serving, removes what lies on the host, disconnects. Returns whether the host is known to be clean.
     pub(super) async fn close(mut self) -> bool {
-        // Nobody listens when the server has ended already.
-        drop(self.stop_serving.send(true));
+        self.stop_serving.send_replace(true);
         let removed = tokio::time::timeout(REMOVE_TIMEOUT, self.helper.remove()).await;
         let farewell = self.helper.bye();
         drop(tokio::time::timeout(BYE_TIMEOUT, farewell).await);
@@ -420,16 +436,18 @@ impl Link {
     }
 }
 
-/// Dials the host, checks its key and logs in.
+/// Dials the host, checks its key and logs in. `introduced` hears what is known of the server before the login.
 pub(super) async fn connect(
     target: &Target,
     host_keys: &Arc<dyn HostKeys>,
     human: &Arc<dyn Human>,
+    introduced: impl FnOnce(&ServerFacts),
 ) -> Result<Session, Error> {
     let stream = dial::dial(target).await?;
     let peer = stream.peer();
     let connection =
         Unauthenticated::open(stream, Some(peer), target, Arc::clone(host_keys), Arc::clone(human)).await?;
+    introduced(&connection.facts());
     Ok(connection.authenticate(target).await?)
 }
 
@@ -440,16 +458,24 @@ pub(super) async fn start_helper(
     tasks: &mut JoinSet<TaskEnd>,
 ) -> Result<(Helper, Facts), Error> {
     let nonce = Nonce::generate()?;
-    let (process, pump) = session.exec(&nonce.bootstrap(), Keep::All).await?;
+    let (process, pump) = session.exec(&nonce.bootstrap(), Keep::AtMost(HELPER_WAITING)).await?;
     let Process { stdin, mut events, .. } = process;
     let (mut output, stdout) = tokio::io::duplex(HELPER_BUFFER);
+    // Apart from the answers, into which it could fall at any byte; it may explain a missing helper.
+    let complaints = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&complaints);
     let mut carrying = JoinSet::new();
     carrying.spawn(async move {
         let copy = async move {
             while let Some(event) = events.next().await {
                 let bytes = match event {
-                    // What a login shell complains about belongs to the noise that explains a missing helper.
-                    ProcessEvent::Stdout(bytes) | ProcessEvent::Stderr(bytes) => bytes,
+                    ProcessEvent::Stdout(bytes) => bytes,
+                    ProcessEvent::Stderr(bytes) => {
+                        let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                        let room = LONGEST_COMPLAINT.saturating_sub(heard.len());
+                        heard.extend(bytes.iter().take(room));
+                        continue;
+                    }
                     ProcessEvent::Exit(_) => break,
                 };
                 if output.write_all(&bytes).await.is_err() {
@@ -460,7 +486,10 @@ pub(super) async fn start_helper(
         tokio::join!(copy, pump);
     });
     let started = helper::start(stdin, stdout, nonce).await;
-    let (helper, actor, facts) = started.map_err(|source| Error::Helper { host: host.to_owned(), source })?;
+    let (helper, actor, facts) = started.map_err(|source| {
+        let complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        Error::Helper { host: host.to_owned(), source: source.with_complaints(&complaints) }
+    })?;
     tasks.spawn(async move {
         let result = actor.await;
         // The channel closes by itself now that nobody writes to it.
@@ -551,3 +580,10 @@ const FALLBACK_PORTS: u16 = 8;
 
 /// One answer of the helper in flight.
 const HELPER_BUFFER: usize = 64 * 1024;
+
+/// What is kept of a login shell's complaints: they are shown to a person.
+const LONGEST_COMPLAINT: usize = 4 * 1024;
+
+/// What the helper may have said and we have not yet taken; it is listened to all the time, and says less than that
+/// in a minute.
+const HELPER_WAITING: usize = 1 << 20;

@@ -7,13 +7,14 @@ mod login_shell;
 mod options;
 mod role_files;
 mod visit;
+mod watch;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 pub(crate) use event::{Event, Step};
 pub(crate) use examine::{Check, Level};
 use link::Link;
-pub(crate) use link::{Lost, Ways};
+pub(crate) use link::Lost;
 pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace, Transport};
 use tokio::task::JoinError;
 pub(crate) use visit::Visit;
@@ -127,7 +128,8 @@ impl Error {
             }
             Self::Listener { problem, .. } => problem.hint(),
             Self::SelfTest { port, .. } => {
-                Some(format!("choose another port with `-R`, such as `-R {}`", port + 1))
+                // A neighbour that is a port for every port.
+                Some(format!("choose another port with `-R`, such as `-R {}`", port ^ 1))
             }
             Self::NoSocket { .. } => Some(
                 "use `--transport tcp`, or ask for `AllowStreamLocalForwarding yes` in sshd_config"
@@ -209,11 +211,18 @@ impl Tunnel {
 
     /// Returns the exports for `shell`, or for the login shell of the host.
     pub(crate) fn exports(&self, shell: Option<Shell>) -> zeroize::Zeroizing<String> {
-        let shell = shell.or(self.on_host.exports.login_shell).unwrap_or(Shell::Sh);
+        let shell = shell.or(self.on_host.exports.login_shell).unwrap_or_else(|| {
+            if let Some(program) = &self.link.facts.shell {
+                self.inputs.observe(Event::Notice {
+                    message: format!("your login shell there is `{program}`, but these exports are for sh"),
+                });
+            }
+            Shell::Sh
+        });
         shell.render(&self.on_host.exports.environment)
     }
 
-    /// Returns the shell on the host that the exports are for.
+    /// Returns the path of the host's login shell.
     pub(crate) fn login_shell(&self) -> Option<&str> {
         self.link.facts.shell.as_deref()
     }
@@ -244,6 +253,7 @@ impl Tunnel {
             biased;
             done = job => Ok(done),
             lost = self.link.lost(&host) => Err(lost),
+            never = watch::watch(&self.inputs.grants, &host, &*self.inputs.observer) => match never {},
         }
     }
 

@@ -41,7 +41,7 @@ impl Visit {
     ) -> Result<Self, Error> {
         let subject = format!("{}@{}", target.user, target.original);
         observer(Event::Started { step: Step::Connect, subject: subject.clone() });
-        let session = connect(target, host_keys, human).await?;
+        let session = connect(target, host_keys, human, |_| {}).await?;
         observer(Event::Done { step: Step::Connect, subject });
         let mut tasks = JoinSet::new();
         let host = target.original.clone();

@@ -3,7 +3,26 @@
 //! Every test runs in a network and mount namespace of its own, so that port 4144 and every file on tmpfs is its own.
 //! Needs root; `tests/run` installs what else is needed.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "what goes wrong here is a failed test, and a panic is its report"
+)]
+
+mod aws_faults;
+mod cases;
+mod commands;
 mod host_files;
+mod hostile;
+mod load;
+mod refusals;
 mod sdks;
+mod shells;
+mod stops;
 mod support;
 mod transports;
+mod users;

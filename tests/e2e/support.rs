@@ -4,12 +4,12 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sandbox::{
     aws::FakeAws,
-    home::{Home, Host, Output, Process, Stream},
+    home::{Home, Host, Output, Process, Stream, run_within},
     secrets::{Place, assert_no_secret},
     sshd::{Sshd, SshdOptions},
     users::{AsUser as _, User},
@@ -23,6 +23,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a stop may take (`product.md` 7), as the user sees it.
 pub const STOP: Duration = Duration::from_secs(2);
+
+/// What processes on a busy host may take to end by themselves; less than the dead-man switch, which must not be needed.
+pub const TIDY: Duration = Duration::from_secs(15);
 
 /// The alias of the host in the laptop's ssh_config.
 pub const BASTION: &str = "bastion";
@@ -115,6 +118,11 @@ impl World {
         let mut process = self.laptop.spawn(self.connect(&all));
         process.wait_for_line(Stream::Stdout, "export no_proxy", PATIENCE);
         process.wait_for_line(Stream::Stderr, "AWS SDKs on", PATIENCE);
+        self.attach(process)
+    }
+
+    /// The tunnel of a `broker connect -N --print-env sh` that is ready.
+    pub fn attach(&mut self, process: Process) -> Tunnel {
         let exports = process.text(Stream::Stdout);
         let environment = self.environment_after(&exports);
         let tunnel = Tunnel { process, exports, environment };
@@ -204,6 +212,113 @@ impl World {
         places.push(Place::below(&self.sshd.user().home));
         assert_no_secret(&secrets, &places);
     }
+
+    /// Asks `url` as an SDK of `user` would, with this `Authorization` header or none.
+    ///
+    /// The token reaches curl on stdin, so that it is in no argument list.
+    pub fn fetch(&mut self, user: &User, url: &str, authorization: Option<&str>) -> Answer {
+        let arguments = ["-sS", "-i", "--max-time", "10", "--header", "@-", url];
+        let mut curl = self.as_user(user, "curl", &arguments);
+        // A proxy of the machine must not answer for us.
+        curl.env("NO_PROXY", "*");
+        let header = authorization.map(|token| format!("Authorization: {token}\n")).unwrap_or_default();
+        let output = run_within(curl, header.as_bytes(), PATIENCE).success();
+        Answer(output.stdout)
+    }
+
+    /// Keeps a token for the last look, for tests that do not start a [`Tunnel`].
+    pub fn keep_token(&mut self, token: &str) {
+        self.tokens.push(token.to_owned());
+    }
+
+    /// The same program with the same arguments and environment, run by `shell -c script` of the laptop's user as
+    /// `"$0" "$@"`.
+    pub fn in_shell(&self, shell: &str, script: &str, command: &Command) -> Command {
+        let mut wrapped = self.laptop.command(shell);
+        wrapped.arg("-c").arg(script).arg(command.get_program()).args(command.get_args());
+        wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        wrapped
+    }
+
+    /// Waits until nothing of ours lies on the host and nothing of its user runs there.
+    #[track_caller]
+    pub fn wait_for_clean_host(&self) {
+        eventually("the host is clean", TIDY, || {
+            let (left, running) = (self.left_on_host(), self.running_on_host());
+            if left.is_empty() && running.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("left there: {left:?}, running: {running:?}"))
+            }
+        });
+    }
+
+    /// The command lines of the host's user in this test's network.
+    pub fn running_on_host(&self) -> Vec<String> {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let here = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let running = processes.filter_map(|entry| {
+            let ours = entry.metadata().ok()?.uid() == self.sshd.user().uid
+                && std::fs::read_link(entry.path().join("ns/net")).ok()? == here;
+            let command = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
+            // One that has ended and was not waited for has no command line.
+            (ours && !command.is_empty()).then(|| command.replace('\0', " "))
+        });
+        running.collect()
+    }
+}
+
+/// What came back to an SDK: the whole answer, byte by byte.
+#[derive(Clone, Eq, PartialEq)]
+pub struct Answer(pub Vec<u8>);
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl Answer {
+    fn parts(&self) -> (String, String) {
+        let text = String::from_utf8(self.0.clone()).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").expect("a whole head");
+        (head.to_owned(), body.to_owned())
+    }
+
+    pub fn status(&self) -> u16 {
+        self.parts().0.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    /// The header lines without the status line.
+    pub fn headers(&self) -> Vec<String> {
+        self.parts().0.split("\r\n").skip(1).map(str::to_owned).collect()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.parts().1).unwrap()
+    }
+
+    /// The public half of the credentials.
+    pub fn key_id(&self) -> String {
+        assert_eq!(self.status(), 200, "{}", self.json()["message"]);
+        self.json()["AccessKeyId"].as_str().unwrap().to_owned()
+    }
+}
+
+/// Waits until `look` finds what is waited for, and returns it; the last thing that was wrong is told at the deadline.
+#[track_caller]
+pub fn eventually<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let until = Instant::now() + deadline;
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(wrong) if Instant::now() >= until => panic!("not within {deadline:?}: {what}; {wrong}"),
+            // Nobody tells when a file or a process is gone.
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
 }
 
 /// Other tests' temporary homes come and go below the shared `/tmp`.
@@ -261,7 +376,7 @@ impl Tunnel {
 }
 
 /// The `broker` that this test was built with, where every user can reach it.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     reachable(Path::new(env!("CARGO_BIN_EXE_broker")))
 }
 
@@ -274,7 +389,7 @@ pub fn sdk(path: &str) -> PathBuf {
 }
 
 /// A checkout may lie where only its owner may look. The test's mount namespace shows its target directory in `/mnt`.
-fn reachable(path: &Path) -> PathBuf {
+pub fn reachable(path: &Path) -> PathBuf {
     static MOUNTED: std::sync::Once = std::sync::Once::new();
     let target = Path::new(env!("CARGO_BIN_EXE_broker")).parent().unwrap().parent().unwrap();
     MOUNTED.call_once(|| {
@@ -282,4 +397,36 @@ fn reachable(path: &Path) -> PathBuf {
         assert!(mounted.success(), "could not mount {} on /mnt", target.display());
     });
     Path::new("/mnt").join(path.strip_prefix(target).unwrap())
+}
+
+/// Returns whether something happens within this time.
+pub fn within(time: Duration, mut happens: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        if happens() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    false
+}
+
+/// A file of this checkout.
+pub fn checkout(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Compares `text` with the file that was read and approved; `BLESS=1` writes it anew.
+#[track_caller]
+pub fn snapshot(path: &Path, text: &str) {
+    if std::env::var_os("BLESS").is_some_and(|bless| bless == "1") {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let approved = std::fs::read_to_string(path).unwrap_or_default();
+    let name = path.display();
+    assert_eq!(
+        text, approved,
+        "not as in {name}; if it should be, BLESS=1 rewrites the file, to be read before it is committed"
+    );
 }

@@ -90,6 +90,16 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
                     Err(_) => Err(Error::NoPlace),
                 }));
             }
+            Request::Install(files, reply) => {
+                let result = match files.iter().find(|file| !file.content.is_fit(self.nonce.as_str())) {
+                    Some(file) => Err(Error::Unfit { name: file.name.to_string() }),
+                    None => {
+                        let answer = self.exchange(&files_command(&files, &self.nonce)).await?;
+                        answer.verdict.map(drop).map_err(|sizes| Error::Write { name: torn(&files, &sizes) })
+                    }
+                };
+                drop(reply.send(result));
+            }
             Request::Write(file, reply) => {
                 if !file.content.is_fit(self.nonce.as_str()) {
                     drop(reply.send(Err(Error::Unfit { name: file.name.to_string() })));
@@ -161,21 +171,48 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
         if waiting.is_empty() {
             return Ok(());
         }
-        let mut command = format!("who {:04X}", first.listen_port);
-        for (call, _) in &waiting {
+        // The kernel walks its whole table for each of the two files, so the one for clients that go through IPv6 is
+        // read only for those who are not in the other.
+        for file in ["tcp", "tcp6"] {
+            let answer = self.who(file, first.listen_port, &waiting).await?;
+            let mut missing = Vec::new();
+            for (call, reply) in waiting {
+                match &answer {
+                    Some(rows) => match owner(rows, call) {
+                        Err(Unproven::Gone) if file == "tcp" => missing.push((call, reply)),
+                        verdict => drop(reply.send(verdict)),
+                    },
+                    None => drop(reply.send(Err(Unproven::Hidden))),
+                }
+            }
+            if missing.is_empty() {
+                break;
+            }
+            waiting = missing;
+        }
+        Ok(())
+    }
+
+    /// Reads the rows of these callers; `None` when the host does not show them.
+    async fn who(
+        &mut self,
+        file: &str,
+        port: u16,
+        waiting: &[(Call, Reply)],
+    ) -> Result<Option<Vec<Row>>, Error> {
+        let mut command = format!("who {file} {port:04X}");
+        for (call, _) in waiting {
             #[expect(clippy::expect_used, reason = "a String takes everything")]
             write!(command, " {}", as_in_proc(call.originator)).expect("infallible");
         }
         // A stranger who connects often must not be able to use up what the helper may say.
         self.lines.allowance += waiting.len() * ALLOWANCE_PER_CALLER;
         let answer = self.exchange(command.as_bytes()).await?;
-        let rows: Option<Vec<_>> = answer.rows.iter().map(|row| Row::parse(row)).collect();
-        let rows = rows.ok_or(Error::Garbled { what: "an odd socket" })?;
-        for (call, reply) in waiting {
-            let verdict = if answer.verdict.is_ok() { owner(&rows, call) } else { Err(Unproven::Hidden) };
-            reply.send(verdict).ok();
+        if answer.verdict.is_err() {
+            return Ok(None);
         }
-        Ok(())
+        let rows: Option<Vec<_>> = answer.rows.iter().map(|row| Row::parse(row)).collect();
+        rows.map(Some).ok_or(Error::Garbled { what: "an odd socket" })
     }
 
     async fn bye(&mut self) -> Result<(), Error> {
@@ -202,6 +239,33 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
         };
         timeout(ANSWER_TIMEOUT, talk).await.map_err(|_| Error::Silent)?
     }
+}
+
+/// Returns the first file that has not the size that it should have, in a list of `SIZE NAME` pairs.
+fn torn(files: &[File], sizes: &str) -> String {
+    let words: Vec<&str> = sizes.split(' ').collect();
+    let whole = |file: &File| {
+        let size = file.content.len().to_string();
+        words.windows(2).any(|pair| pair == [size.as_str(), file.name.as_str()])
+    };
+    files.iter().find(|file| !whole(file)).map(|file| file.name.to_string()).unwrap_or_default()
+}
+
+/// Returns the lines that write all of `files`, whose content is fit.
+fn files_command(files: &[File], nonce: &Nonce) -> Zeroizing<Vec<u8>> {
+    let size: usize = files.iter().map(|file| file.content.len() + file.name.as_str().len() + 96).sum();
+    let mut command = Zeroizing::new(Vec::with_capacity(size + 32));
+    command.extend_from_slice(format!("files {}", files.len()).as_bytes());
+    for file in files {
+        let (kind, bytes, end) = match &file.content {
+            Content::Secret(secret) => ("secret", secret.expose_secret().as_bytes(), ""),
+            Content::Text(text) => ("text", text.as_bytes(), nonce.as_str()),
+        };
+        command.extend_from_slice(format!("\n{kind} {} {}\n", file.name, bytes.len()).as_bytes());
+        command.extend_from_slice(bytes);
+        command.extend_from_slice(end.as_bytes());
+    }
+    command
 }
 
 /// Returns the lines that write `file`, whose content is fit.

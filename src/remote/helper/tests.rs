@@ -125,6 +125,15 @@ fn streams(process: &mut Child) -> (ChildStdin, ChildStdout) {
     (process.stdin.take().unwrap(), process.stdout.take().unwrap())
 }
 
+#[test]
+fn facts_of_a_hostile_host_can_be_shown() {
+    let rows =
+        ["uid 1000", "system Linux\u{1b}]0;OWNED\u{7}", "shell /bin/\u{9b}2J", "parent 1 2", "sockets no"];
+    let facts = Facts::read(&rows.map(str::to_owned)).unwrap();
+    assert_eq!(facts.system, "Linux\u{fffd}]0;OWNED\u{fffd}");
+    assert_eq!(facts.shell.as_deref(), Some("/bin/\u{fffd}2J"));
+}
+
 impl Link {
     async fn install(&self, key: &str, files: Vec<File>) -> Result<super::super::install::Installed, Error> {
         self.helper.directory(Key::new(key).unwrap()).await?.install(files).await
@@ -660,7 +669,7 @@ async fn callers_who_come_together_are_asked_for_in_one_command() {
             commands += 1;
             let number = line.split(' ').next().unwrap();
             let mut answer = String::new();
-            for from in line.split(' ').skip(3) {
+            for from in line.split(' ').skip(4) {
                 answer += &format!("{} {number} row {from} 0100007F:1030 01 1000 7\n", nonce.as_str());
             }
             theirs.1.write_all(format!("{answer}{} {number} ok\n", nonce.as_str()).as_bytes()).await.unwrap();

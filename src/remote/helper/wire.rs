@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use super::{Error, Nonce};
 
 /// The longest line we take; the longest honest one tells a home directory (PATH_MAX is 4096).
-const LONGEST_LINE: usize = 8 << 10;
+pub(super) const LONGEST_LINE: usize = 8 << 10;
 
 /// The most that one answer may hold.
 pub(super) const LONGEST_ANSWER: usize = 64 << 10;
@@ -17,11 +17,13 @@ pub(super) struct Lines<R> {
     stdout: R,
     buffer: Vec<u8>,
     pub(super) allowance: usize,
+    /// The longest line that may come.
+    pub(super) longest: usize,
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
     pub(super) fn new(stdout: R, allowance: usize) -> Self {
-        Self { stdout, buffer: Vec::new(), allowance }
+        Self { stdout, buffer: Vec::new(), allowance, longest: LONGEST_LINE }
     }
 
     /// Returns the next line without its newline. Nothing is lost when the future is dropped.
@@ -33,7 +35,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 line.pop();
                 return Ok(line);
             }
-            if self.buffer.len() > LONGEST_LINE {
+            if self.buffer.len() > self.longest {
                 return Err(Error::Garbled { what: "a line without end" });
             }
             self.buffer.reserve(4096);

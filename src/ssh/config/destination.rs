@@ -47,6 +47,9 @@ impl Destination {
             },
         };
         let (host, port) = host_and_port(host).map_err(|why| bad(&why))?;
+        if host.is_empty() {
+            return Err(bad("it names no host"));
+        }
         check_host(&host)?;
         if let Some(user) = &user {
             check_user(user)?;

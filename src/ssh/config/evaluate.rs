@@ -153,7 +153,7 @@ impl Evaluator<'_> {
             ConfigFile::None => Ok(()),
             ConfigFile::Path(path) => match self.file(&source(path, true, false), true)? {
                 Found::Yes => Ok(()),
-                Found::No => Err(Error::Read { path: path.clone(), source: io::ErrorKind::NotFound.into() }),
+                Found::No => Err(Error::Read { path: path.clone(), source: rustix::io::Errno::NOENT.into() }),
             },
             ConfigFile::Default => {
                 let user = self.surroundings.home.join(".ssh/config");

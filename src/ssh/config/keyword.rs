@@ -77,7 +77,7 @@ impl Syntax {
                 _ => true,
             },
         };
-        if valid { Ok(()) } else { Err(format!("`{arg}` is not a value for it")) }
+        if valid { Ok(()) } else { Err(format!("`{arg}` is no value that it can have")) }
     }
 }
 

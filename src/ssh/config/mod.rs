@@ -1,7 +1,7 @@
 //! ssh_config: what OpenSSH's configuration files and options say about one host, as a [`Target`].
 //!
 //! Owns the reading of `~/.ssh/config`, `/etc/ssh/ssh_config` and `-o` options, in OpenSSH's order and with its rules:
-//! [`line`] takes text apart, [`evaluate`] finds out which blocks apply and which value came first, this module
+//! [`mod@line`] takes text apart, [`evaluate`] finds out which blocks apply and which value came first, this module
 //! makes typed values of what was found. It opens no key, no agent and no known_hosts file; it only names them.
 //!
 //! What we cannot do yet is never read as something else: a `Match` criterion that we cannot evaluate makes its
@@ -31,7 +31,7 @@ use crate::private_fs;
 
 /// How long dialling may take where `ConnectTimeout` says nothing: OpenSSH waits for the kernel, two minutes and
 /// more, which looks like a hang to whoever mistyped a name.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `ServerAliveInterval` where the configuration says nothing: with the count below, a dead link is noticed in 45 s.
 const SERVER_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -142,7 +142,21 @@ impl Error {
             Self::Destination { .. } => {
                 Some("write `[user@]host[:port]` or `ssh://[user@]host[:port]`".to_owned())
             }
-            _ => None,
+            Self::Permissions { source, .. } => source.hint(),
+            Self::Host { .. } | Self::User { .. } => {
+                Some("write `[user@]host[:port]`, and look at `HostName` and `User` in ssh_config".to_owned())
+            }
+            Self::Line { .. } => Some(
+                "correct it, or do without ssh_config: `-F none` and, as needed, `-l`, `-P` and `-i`"
+                    .to_owned(),
+            ),
+            Self::Read { path, source } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some(format!("it must be yours: look with `ls -ld '{}'`", path.display()))
+            }
+            Self::Read { .. } | Self::NotText { .. } => {
+                Some("name another file with `-F FILE`, or `-F none`".to_owned())
+            }
+            Self::Refused { .. } => None,
         }
     }
 
@@ -422,5 +436,5 @@ impl Resolver<'_> {
 
 /// The syntax was checked when the line was read; this keeps that from being an assumption.
 fn not_a_value(setting: &Setting) -> Error {
-    Error::bad(&setting.place, format!("`{}` is not a value for it", setting.value()))
+    Error::bad(&setting.place, format!("`{}` is no value that it can have", setting.value()))
 }
