@@ -825,7 +825,7 @@ async fn what_dead_helpers_left_goes_and_what_live_ones_use_stays() {
         }
         std::fs::create_dir(host.path("keep")).unwrap();
         std::fs::create_dir(host.path("keep/inside")).unwrap();
-        symlink(host.path("keep"), host.path(&format!("run/broker-{uid}/link"))).unwrap();
+        symlink("live", host.path(&format!("run/broker-{uid}/link"))).unwrap();
         symlink(host.path("keep"), host.path(&format!("run/broker-{uid}.SymLnk"))).unwrap();
 
         let at = |state| {
