@@ -169,19 +169,19 @@ enum TransportArgument {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ShellArgument {
-    /// POSIX sh, also for dash, ksh and ash: eval "$(...)"
+    /// POSIX sh, also for dash, ksh and ash
     Sh,
-    /// bash: eval "$(...)"
+    /// bash
     Bash,
-    /// zsh: eval "$(...)"
+    /// zsh
     Zsh,
-    /// fish: ... | source
+    /// fish
     Fish,
-    /// csh: eval "`...`"
+    /// csh
     Csh,
-    /// tcsh: eval "`...`"
+    /// tcsh
     Tcsh,
-    /// PowerShell 5.1 and 7: ... | Out-String | Invoke-Expression
+    /// PowerShell 5.1 and 7
     #[value(name = "powershell", alias = "pwsh")]
     PowerShell,
     /// cmd.exe, as a batch file to `call`

@@ -144,7 +144,12 @@ impl Error {
 impl Error {
     /// Whether processes on the host may still be reached in another way than by a port.
     fn leaves_other_ways(&self) -> bool {
-        matches!(self, Self::Forward { .. } | Self::CannotCheckCallers { .. } | Self::Listener { .. })
+        match self {
+            Self::Forward { .. } | Self::CannotCheckCallers { .. } => true,
+            // sshd's own doing. A listener that is not there or another user's is a server that lies.
+            Self::Listener { problem, .. } => matches!(problem, ListenerProblem::Exposed { .. }),
+            _ => false,
+        }
     }
 
     /// Returns the error with its cause, in one line.

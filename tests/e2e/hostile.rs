@@ -135,7 +135,7 @@ fn a_server_that_misbehaves_is_left_in_words_and_learns_nothing() {
         ("unasked-line", 6, "helper"),
     ] {
         let mut server = Server::start(&world, mode);
-        let (output, took) = run(&world.laptop, server.connect(&world, &["-N"]));
+        let (output, took) = run(&world.laptop, server.connect(&world, &["-N", "--transport", "tcp"]));
         println!("{mode}: {:?} in {took:.1?}", output.code);
         assert_eq!(output.code, Some(code), "{mode}: {output}");
         assert!(output.stderr().contains(words), "{mode}: {output}");
@@ -176,10 +176,10 @@ fn a_job_that_ends_oddly_has_an_exit_code_that_says_so() {
         assert_printable(&output);
         assert!(took < Duration::from_secs(15), "{mode} took {took:?}");
     }
-    // After the one that was lost, the host cleans itself up.
+    // After the one that was lost, the host cleans itself up: within 45 s, because this server keeps the helper's input.
     let lost = Instant::now();
     while !world.left_on_host().is_empty() {
-        assert!(lost.elapsed() < PATIENCE, "{:?}", world.left_on_host());
+        assert!(lost.elapsed() < Duration::from_secs(50), "{:?}", world.left_on_host());
         thread::yield_now();
     }
     world.assert_clean();

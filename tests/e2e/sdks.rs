@@ -193,7 +193,7 @@ fn each_profile_has_its_own_token_and_path() {
         return;
     }
     let mut world = World::new();
-    let tunnel = world.tunnel(&["-p", "dev", "-p", "audit"]);
+    let tunnel = world.tunnel(&["-p", "dev", "-p", "audit", "--transport", "tcp"]);
     let user = world.sshd.user().clone();
     let (dev, audit_file) = (tunnel.token(), tunnel.token_file().with_file_name("token-audit"));
     let audit = std::fs::read_to_string(&audit_file).unwrap();
