@@ -43,10 +43,10 @@ struct Cli {
 enum Command {
     Connect(Box<connect::Arguments>),
     Login(login::Arguments),
-    Clean(Box<clean::Arguments>),
-    Doctor(Box<doctor::Arguments>),
     Logout(logout::Arguments),
     Audit(audit::Arguments),
+    Doctor(Box<doctor::Arguments>),
+    Clean(Box<clean::Arguments>),
 }
 
 /// How we talk; the same for every command.
