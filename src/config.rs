@@ -121,6 +121,8 @@ pub(crate) struct Flags {
     pub(crate) token_in_environment: bool,
     pub(crate) trust_host_users: bool,
     pub(crate) allow_uids: Vec<u32>,
+    pub(crate) install_profiles: bool,
+    pub(crate) keep_config: bool,
     pub(crate) batch: bool,
 }
 
@@ -198,36 +200,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
     let mut warnings = Vec::new();
     let profiles = profiles(&flags.profiles, environment)?;
 
-    let destination = Destination::parse(&flags.host)?;
-    let request = Request {
-        host: destination.host,
-        user: flags.login_name.or(destination.user),
-        port: flags.ssh_port.or(destination.port),
-        identity_files: flags.identity_files,
-        options: flags.ssh_options,
-        address_family: match (flags.inet4, flags.inet6) {
-            (true, _) => Some(AddressFamily::Inet),
-            (_, true) => Some(AddressFamily::Inet6),
-            _ => None,
-        },
-        batch: flags.batch,
-        pinned_host_key: flags.host_key,
-    };
-    let surroundings = Surroundings {
-        home: environment.home.clone(),
-        local_user: environment.user.clone(),
-        local_hostname: environment.host_name.clone(),
-        ssh_auth_sock: environment.get("SSH_AUTH_SOCK").map(PathBuf::from),
-        system_config: PathBuf::from("/etc/ssh/ssh_config"),
-        user_config: match flags.ssh_config {
-            None => ConfigFile::Default,
-            Some(path) if path == Path::new("none") => ConfigFile::None,
-            Some(path) => ConfigFile::Path(path),
-        },
-        env: environment.variables().clone(),
-    };
-    let (target, remarks) = crate::ssh::config::resolve(&request, &surroundings)?;
-    warnings.extend(remarks.iter().map(ToString::to_string));
+    let target = target(&flags, environment, &mut warnings)?;
 
     let job = if flags.no_shell {
         Job::Exports { shell: flags.print_env }
@@ -248,11 +221,52 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
             } else {
                 CallerCheck::Required
             },
+            install_profiles: flags.install_profiles,
+            keep_config: flags.keep_config,
         },
         allow_uids: flags.allow_uids,
         job,
         warnings,
     })
+}
+
+/// Resolves the host as `ssh` would; what it understood but will not do is added to `warnings`.
+pub(crate) fn target(
+    flags: &Flags,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Result<Target, Error> {
+    let destination = Destination::parse(&flags.host)?;
+    let request = Request {
+        host: destination.host,
+        user: flags.login_name.clone().or(destination.user),
+        port: flags.ssh_port.or(destination.port),
+        identity_files: flags.identity_files.clone(),
+        options: flags.ssh_options.clone(),
+        address_family: match (flags.inet4, flags.inet6) {
+            (true, _) => Some(AddressFamily::Inet),
+            (_, true) => Some(AddressFamily::Inet6),
+            _ => None,
+        },
+        batch: flags.batch,
+        pinned_host_key: flags.host_key.clone(),
+    };
+    let surroundings = Surroundings {
+        home: environment.home.clone(),
+        local_user: environment.user.clone(),
+        local_hostname: environment.host_name.clone(),
+        ssh_auth_sock: environment.get("SSH_AUTH_SOCK").map(PathBuf::from),
+        system_config: PathBuf::from("/etc/ssh/ssh_config"),
+        user_config: match &flags.ssh_config {
+            None => ConfigFile::Default,
+            Some(path) if path == Path::new("none") => ConfigFile::None,
+            Some(path) => ConfigFile::Path(path.clone()),
+        },
+        env: environment.variables().clone(),
+    };
+    let (target, remarks) = crate::ssh::config::resolve(&request, &surroundings)?;
+    warnings.extend(remarks.iter().map(ToString::to_string));
+    Ok(target)
 }
 
 /// Resolves the named profiles, or the one that is meant when none is named: `AWS_PROFILE`, the default, the only one.

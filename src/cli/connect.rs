@@ -128,6 +128,14 @@ pub(super) struct Arguments {
     #[arg(long = "allow-uid", value_name = "UID")]
     allow_uids: Vec<u32>,
 
+    /// Put our profiles into ~/.aws/config of the host, for processes that no shell of ours starts, until we end
+    #[arg(long)]
+    install_profiles: bool,
+
+    /// Which configuration SDKs on the host read: ours, or the host's own, of which we only say what is in our way
+    #[arg(long, value_name = "WHOSE", default_value = "replace")]
+    remote_config: RemoteConfig,
+
     /// Sign in with a code on another device instead of a browser here
     #[arg(long)]
     device_code: bool,
@@ -137,6 +145,14 @@ pub(super) struct Arguments {
 enum RemotePort {
     Auto,
     Exactly(u16),
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RemoteConfig {
+    /// Ours, with a profile for each role, while a shell or command of ours runs
+    Replace,
+    /// The host's
+    Keep,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -222,7 +238,8 @@ fn fingerprint(text: &str) -> Result<String, String> {
     }
 }
 
-fn ssh_option(text: &str) -> Result<(String, String), String> {
+/// Parses what `-o` takes.
+pub(super) fn ssh_option(text: &str) -> Result<(String, String), String> {
     let (key, value) = text
         .split_once('=')
         .or_else(|| text.split_once(char::is_whitespace))
@@ -278,6 +295,8 @@ impl Arguments {
             token_in_environment: self.token == TokenArgument::Env,
             trust_host_users: self.trust_host_users,
             allow_uids: self.allow_uids,
+            install_profiles: self.install_profiles,
+            keep_config: matches!(self.remote_config, RemoteConfig::Keep),
             batch,
         })
     }
@@ -599,12 +618,14 @@ pub(super) fn identity(error: IdentityError) -> Failure {
     Failure::new(kind, error).with_hint(hint)
 }
 
-fn host_key(error: host_keys::Refused) -> Failure {
+/// Returns why a host key is not trusted.
+pub(super) fn host_key(error: host_keys::Refused) -> Failure {
     let hint = error.hint();
     Failure::new(Kind::HostKeyRefused, error).with_hint(hint)
 }
 
-fn tunnel_failure(error: tunnel::Error) -> Failure {
+/// Returns why there is no connection or tunnel.
+pub(super) fn tunnel_failure(error: tunnel::Error) -> Failure {
     use crate::ssh::error::{ChannelRefused, Error as Ssh, ForwardRefused};
     let kind = match &error {
         tunnel::Error::Ssh(Ssh::HostKey(_)) => Kind::HostKeyRefused,

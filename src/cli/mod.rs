@@ -1,9 +1,19 @@
 //! The command line: one file per command, and the two ways in which anything is said ([`terminal`], [`failure`]).
 
+// clap prints doc comments as they are, and hosts are written `[USER@]HOST` there.
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    rustdoc::invalid_html_tags,
+    reason = "help texts are no documentation pages"
+)]
+
 mod audit;
+mod clean;
 mod connect;
 mod console;
+mod doctor;
 pub(crate) mod failure;
+mod host;
 mod login;
 mod logout;
 pub(crate) mod terminal;
@@ -46,6 +56,8 @@ enum Command {
     Login(login::Arguments),
     Logout(logout::Arguments),
     Audit(audit::Arguments),
+    Doctor(Box<doctor::Arguments>),
+    Clean(Box<clean::Arguments>),
 }
 
 /// How we talk; the same for every command.
@@ -132,6 +144,8 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 connect::run(*arguments, &cli.output, &environment, &terminal).await
             }
             Command::Login(arguments) => login::run(&arguments, &environment, &terminal).await,
+            Command::Doctor(arguments) => doctor::run(&arguments, &cli.output, &environment, &terminal).await,
+            Command::Clean(arguments) => clean::run(&arguments, &cli.output, &environment, &terminal).await,
             Command::Logout(arguments) => logout::run(&arguments, &environment, &terminal).await,
             Command::Audit(arguments) => audit::run(&arguments, &environment, &terminal),
         }

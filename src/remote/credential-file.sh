@@ -1,4 +1,4 @@
-# What `credential_process` runs where role credentials lie in files: sh credential-process.sh DIRECTORY PROFILE PATH
+# What `credential_process` runs where role credentials lie in files: sh SCRIPT DIRECTORY PROFILE PATH
 if [ -s "$1/role-$2.json" ]; then
   exec cat "$1/role-$2.json"
 fi

@@ -1,6 +1,6 @@
-# What `credential_process` runs: sh credential-process.sh DIRECTORY PROFILE PATH
+# What `credential_process` runs: sh SCRIPT DIRECTORY PROFILE PATH [PORT]
 # Prints the credentials of one role, or says on stderr why there are none. PROFILE and PATH are encoded and need no
-# quoting. The token goes through builtins and pipes only, never through an argument list.
+# quoting. Without PORT it asks at the socket. The token goes through builtins and pipes only, never through an argument list.
 d=$1
 t=
 IFS= read -r t < "$d/token-$2"
@@ -11,16 +11,27 @@ fi
 n='
 '
 if command -v curl >/dev/null 2>&1; then
+  if [ -n "$4" ]; then
+    set -- "$1" "$2" "$3" "http://127.0.0.1:$4$3"
+  else
+    set -- "$1" "$2" "$3" "http://broker$3" --unix-socket "$d/s"
+  fi
+  shift 3
   a=$(printf 'header = "Authorization: %s"\n' "$t" |
-    curl -q -sS -m 5 --noproxy '*' --unix-socket "$d/s" -K - -w '\n%{http_code}' "http://broker$3") || exit 1
+    curl -q -sS -m 5 --noproxy '*' -K - -w '\n%{http_code}' "$@") || exit 1
   c=${a##*"$n"}
   a=${a%"$n"*}
 elif command -v python3 >/dev/null 2>&1; then
   a=$(printf '%s' "$t" | python3 -I -c 'import socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.settimeout(5)
-s.connect(sys.argv[1])
-s.sendall(("GET " + sys.argv[2] + " HTTP/1.1\r\nHost: broker\r\nAuthorization: " + sys.stdin.read() + "\r\n\r\n").encode())
+if len(sys.argv) > 3:
+    s = socket.create_connection(("127.0.0.1", int(sys.argv[3])), 5)
+    h = "127.0.0.1"
+else:
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(5)
+    s.connect(sys.argv[1])
+    h = "broker"
+s.sendall(("GET " + sys.argv[2] + " HTTP/1.1\r\nHost: " + h + "\r\nAuthorization: " + sys.stdin.read() + "\r\n\r\n").encode())
 a = b""
 while True:
     m = s.recv(65536)
@@ -28,12 +39,18 @@ while True:
         break
     a += m
 h, b = a.split(b"\r\n\r\n", 1)
-sys.stdout.write(h.split()[1].decode() + "\n" + b.decode())' "$d/s" "$3") || exit 1
+sys.stdout.write(h.split()[1].decode() + "\n" + b.decode())' "$d/s" "$3" ${4:+"$4"}) || exit 1
   c=${a%%"$n"*}
   a=${a#*"$n"}
 else
   r=$(printf '\r')
-  a=$(printf 'GET %s HTTP/1.1\r\nHost: broker\r\nAuthorization: %s\r\n\r\n' "$3" "$t" | nc -U -w 5 "$d/s") || exit 1
+  a=$(
+    if [ -n "$4" ]; then
+      printf 'GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: %s\r\n\r\n' "$3" "$t" | nc -w 5 127.0.0.1 "$4"
+    else
+      printf 'GET %s HTTP/1.1\r\nHost: broker\r\nAuthorization: %s\r\n\r\n' "$3" "$t" | nc -U -w 5 "$d/s"
+    fi
+  ) || exit 1
   c=${a#* }
   c=${c%% *}
   a=${a#*"$r$n$r$n"}

@@ -9,6 +9,7 @@ use secrecy::SecretString;
 use super::{
     exports::{ConfigFiles, Environment, Settings, Shell, Token},
     install::{Content, File, FileName},
+    managed::Wanted,
     quoted,
 };
 use crate::names::{ProfileName, Region};
@@ -21,7 +22,9 @@ const ENV_CSH: &str = "env.csh";
 const ENV_PS1: &str = "env.ps1";
 const SHELL_SH: &str = "shell.sh";
 const COMMAND_SH: &str = "command.sh";
-const CREDENTIAL_PROCESS_SH: &str = "credential-process.sh";
+/// When a process runs it although the tunnel is gone, its shell can only say that there is no such file: so that
+/// sentence tells what to do.
+const CREDENTIAL_PROCESS_SH: &str = "run-broker-connect-if-this-is-missing.sh";
 const SOCKET_SCRIPT: &str = include_str!("credential-process.sh");
 const FILE_SCRIPT: &str = include_str!("credential-file.sh");
 
@@ -37,6 +40,8 @@ pub(crate) struct Layout<'a> {
     /// The grant for whatever asks without a name.
     pub(crate) default: Grant<'a>,
     pub(crate) others: Vec<Grant<'a>>,
+    /// A name that the host's rc files put into `AWS_PROFILE` behind us: it leads to the default grant.
+    pub(crate) alias: Option<&'a ProfileName>,
     /// `--token env`: the default grant's token is in the environment, and so in `env.sh` and its siblings.
     pub(crate) token_in_environment: bool,
     /// `--remote-config keep`: the host's own configuration stays in force.
@@ -50,8 +55,8 @@ pub(crate) struct Layout<'a> {
 /// How `--profile NAME` gets its credentials on the host.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Profiles {
-    /// Not at all: only the container variables lead to us.
-    None,
+    /// Through the port. The container variables serve the default grant there, which need no program on the host.
+    Port,
     /// Through the unix socket `s` in our directory.
     Socket,
     /// From files in our directory.
@@ -98,8 +103,9 @@ impl Layout<'_> {
             text(SHELL_SH, shell_sh(directory)),
         ];
         match self.profiles {
-            Profiles::None => {}
-            Profiles::Socket => files.push(text(CREDENTIAL_PROCESS_SH, SOCKET_SCRIPT.to_owned())),
+            Profiles::Port | Profiles::Socket => {
+                files.push(text(CREDENTIAL_PROCESS_SH, SOCKET_SCRIPT.to_owned()))
+            }
             Profiles::Files => files.push(text(CREDENTIAL_PROCESS_SH, FILE_SCRIPT.to_owned())),
         }
         if let Some(command) = self.command {
@@ -127,43 +133,61 @@ impl Layout<'_> {
 
     /// Returns the configuration for SDKs on the host.
     ///
-    /// With [`Profiles::None`] a profile with only a region leaves the SDK to the container variables, which serve the
-    /// default grant. So only the default grant's profile is there then: any other would silently get the default role,
-    /// and one that is missing is refused by every SDK.
+    /// With [`Profiles::Port`] the default grant's profiles have only a region, which leaves SDKs to the container
+    /// variables.
     fn config(&self, directory: &str) -> String {
         let mut config = String::from("# Made by broker; removed when it ends.\n");
-        section(&mut config, "default", &self.default, self.process(directory, &self.default, true));
-        if self.default.profile.as_str() != "default" {
-            let process = self.process(directory, &self.default, true);
-            section(&mut config, &header(self.default.profile), &self.default, process);
-        }
-        if self.profiles != Profiles::None {
-            for grant in &self.others {
-                let header = match grant.profile.as_str() {
-                    // It would be the section of the default grant, whose name is another: first come, first served.
-                    "default" => continue,
-                    _ => header(grant.profile),
-                };
-                section(&mut config, &header, grant, self.process(directory, grant, false));
-            }
+        for (name, grant, default) in self.profiles() {
+            let process = if default && self.profiles == Profiles::Port {
+                None
+            } else {
+                Some(self.process(directory, grant, default))
+            };
+            section(&mut config, &header(name), grant, process);
         }
         config
     }
 
+    /// Returns the sections for the host's own configuration, which processes read that no shell of ours starts.
+    pub(crate) fn sections(&self, directory: &str) -> Vec<Wanted> {
+        let wanted = |(name, grant, default): (&str, &Grant<'_>, bool)| {
+            let mut text = String::new();
+            section(&mut text, &header(name), grant, Some(self.process(directory, grant, default)));
+            Wanted { profile: name.to_owned(), section: text }
+        };
+        self.profiles().map(wanted).collect()
+    }
+
+    /// Returns the name of every profile on the host with its grant, and whether that is the default one.
+    fn profiles(&self) -> impl Iterator<Item = (&str, &Grant<'_>, bool)> {
+        let named = |grant: &&Grant<'_>| grant.profile.as_str() != "default";
+        // `default` is the default grant, whatever its name: first come, first served.
+        let all = || std::iter::once(&self.default).chain(&self.others);
+        let alias = self
+            .alias
+            .map(ProfileName::as_str)
+            .filter(|alias| *alias != "default" && !all().any(|grant| grant.profile.as_str() == *alias));
+        std::iter::once(("default", &self.default, true))
+            .chain(alias.map(|alias| (alias, &self.default, true)))
+            .chain(Some(&self.default).filter(named).map(|grant| (grant.profile.as_str(), grant, true)))
+            .chain(self.others.iter().filter(named).map(|grant| (grant.profile.as_str(), grant, false)))
+    }
+
     /// Returns the `credential_process` of a grant: words for SDKs that split them, a line for those that run a shell.
-    fn process(&self, directory: &str, grant: &Grant<'_>, default: bool) -> Option<String> {
-        if self.profiles == Profiles::None {
-            return None;
-        }
+    fn process(&self, directory: &str, grant: &Grant<'_>, default: bool) -> String {
         let path = if default { "/".to_owned() } else { format!("/slot/{}", percent_encoded(grant.profile)) };
         let profile = encoded(grant.profile);
-        Some(match self.below_home {
-            None => format!("/bin/sh {directory}/{CREDENTIAL_PROCESS_SH} {directory} {profile} {path}"),
+        let port = match (self.profiles, self.port) {
+            (Profiles::Port, Some(port)) => format!(" {port}"),
+            _ => String::new(),
+        };
+        match self.below_home {
+            None => format!("/bin/sh {directory}/{CREDENTIAL_PROCESS_SH} {directory} {profile} {path}{port}"),
             // For SDKs that split words as a shell does, and for those that run one.
             Some(below) => format!(
                 "/bin/sh -c 'exec /bin/sh \"$HOME/{below}/{CREDENTIAL_PROCESS_SH}\" \"$HOME/{below}\" {profile} {path}'"
             ),
-        })
+        }
     }
 }
 
@@ -253,9 +277,10 @@ fn percent_encoded(profile: &ProfileName) -> String {
 }
 
 /// Returns the section header of a profile; botocore splits it as a shell would, so odd names are quoted.
-fn header(profile: &ProfileName) -> String {
-    let name = profile.as_str();
-    if name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@+:=,".contains(&b)) {
+fn header(name: &str) -> String {
+    if name == "default" {
+        name.to_owned()
+    } else if name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@+:=,".contains(&b)) {
         format!("profile {name}")
     } else {
         format!("profile \"{name}\"")
@@ -330,9 +355,10 @@ mod tests {
         let region = "eu-west-1".parse().unwrap();
         test(&Layout {
             port: Some(4144),
-            profiles: Profiles::None,
+            profiles: Profiles::Port,
             default: Grant { profile: &profile, token: &token, region: Some(&region), output: Some("json") },
             others: vec![Grant { profile: &other, token: &token, region: None, output: None }],
+            alias: None,
             token_in_environment: false,
             keep_config: false,
             command,
@@ -374,6 +400,7 @@ mod tests {
                     "config",
                     "credentials",
                     "shell.sh",
+                    "run-broker-connect-if-this-is-missing.sh",
                     "command.sh",
                     "env.sh",
                     "env.fish",
@@ -394,10 +421,14 @@ mod tests {
     }
 
     #[test]
-    fn only_the_default_grants_profile_can_be_named() {
+    fn on_a_port_the_default_is_left_to_the_container_variables_and_others_are_fetched() {
         let expected = |header: &str| {
             let settings = "region = eu-west-1\noutput = json\n";
-            format!("# Made by broker; removed when it ends.\n[default]\n{settings}{header}{settings}")
+            let script = "/bin/sh /d/run-broker-connect-if-this-is-missing.sh /d other /slot/other 4144";
+            format!(
+                "# Made by broker; removed when it ends.\n[default]\n{settings}{header}{settings}\
+                 [profile other]\ncredential_process = {script}\n"
+            )
         };
         for (name, header) in [
             ("corp", "[profile corp]\n"),
@@ -406,7 +437,49 @@ mod tests {
         ] {
             with_layout(name, None, |layout| assert_eq!(layout.config("/d"), expected(header)));
         }
-        with_layout("default", None, |layout| assert_eq!(layout.config("/d").matches('[').count(), 1));
+        with_layout("default", None, |layout| assert_eq!(layout.config("/d").matches('[').count(), 2));
+    }
+
+    #[test]
+    fn what_rc_files_name_as_the_profile_leads_to_the_default_role_unless_it_is_served() {
+        for (alias, sections) in [("stale", 4), ("other", 3), ("corp", 3), ("default", 3)] {
+            let alias = profile(alias);
+            with_layout("corp", None, |layout| {
+                let layout = Layout {
+                    profiles: Profiles::Socket,
+                    alias: Some(&alias),
+                    default: layout.default,
+                    others: layout.others.clone(),
+                    ..*layout
+                };
+                let config = layout.config("/d");
+                assert_eq!(config.matches("[").count(), sections, "{config}");
+                if alias.as_str() == "stale" {
+                    let (_, section) = config.split_once("[profile stale]\n").unwrap();
+                    assert!(section.lines().nth(2).unwrap().ends_with(" /d corp /"), "{config}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn processes_that_no_shell_of_ours_starts_have_a_way_for_every_profile() {
+        for profiles in [Profiles::Port, Profiles::Socket, Profiles::Files] {
+            with_layout("corp", None, |layout| {
+                let layout =
+                    Layout { profiles, default: layout.default, others: layout.others.clone(), ..*layout };
+                let wanted = layout.sections("/d");
+                let names: Vec<_> = wanted.iter().map(|wanted| wanted.profile.as_str()).collect();
+                assert_eq!(names, ["default", "corp", "other"]);
+                for wanted in &wanted {
+                    let port = if profiles == Profiles::Port { " 4144\n" } else { "\n" };
+                    assert!(
+                        wanted.section.contains("credential_process = /bin/sh /d/")
+                            && wanted.section.ends_with(port)
+                    );
+                }
+            });
+        }
     }
 
     #[test]
@@ -447,7 +520,7 @@ mod tests {
             // What the SFTP server calls it.
             let files = layout.files("/chroot/.cache/broker-7/x");
             #[expect(clippy::disallowed_methods, reason = "no secret of anybody's")]
-            for name in ["credential-process.sh", "config"] {
+            for name in [CREDENTIAL_PROCESS_SH, "config"] {
                 std::fs::write(real.join(name), text_of(&files, name)).unwrap();
             }
             #[expect(clippy::disallowed_methods, reason = "no secret of anybody's")]

@@ -33,6 +33,8 @@ use crate::{
 mod actor;
 mod wire;
 
+pub(super) use self::wire::Answer;
+
 #[cfg(test)]
 mod tests;
 
@@ -222,6 +224,8 @@ pub(crate) struct Facts {
     pub(crate) parent: Parent,
     /// Whether listeners and callers can be identified.
     pub(crate) shows_sockets: bool,
+    /// Files in `~/.aws/sso/cache` that hold a token of IAM Identity Center.
+    pub(crate) token_caches: Vec<String>,
 }
 
 /// A process, told from a later one with the same id by when it started.
@@ -247,6 +251,8 @@ enum Request {
     Install(Vec<super::install::File>, oneshot::Sender<Result<(), Error>>),
     Write(super::install::File, oneshot::Sender<Result<(), Error>>),
     Remove(oneshot::Sender<Result<(), Error>>),
+    /// A command whose answer whoever asks understands, and the text that follows it.
+    Run(String, Option<String>, oneshot::Sender<Result<Answer, Error>>),
     Bye(oneshot::Sender<()>),
 }
 
@@ -362,6 +368,7 @@ impl Facts {
             boot_id: text("boot"),
             parent: Parent { pid: pid.parse().map_err(|_| INCOMPLETE)?, started: started.parse().ok() },
             shows_sockets: fact("sockets") == Some("yes"),
+            token_caches: rows.iter().filter_map(|row| row.strip_prefix("cache ")).map(one_line).collect(),
         })
     }
 }
@@ -402,6 +409,11 @@ impl Helper {
     /// Removes our directory and everything in it; that there is none is fine.
     pub(crate) async fn remove(&self) -> Result<(), Error> {
         self.ask(Request::Remove).await
+    }
+
+    /// Sends a command, with lines of text behind it if it takes any, and returns the answer as it came.
+    pub(super) async fn run(&self, command: String, text: Option<String>) -> Result<Answer, Error> {
+        self.ask(|reply| Request::Run(command, text, reply)).await
     }
 
     /// Removes what is there and ends the helper. Returns when it is done or cannot be done any more.

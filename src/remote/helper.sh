@@ -13,6 +13,7 @@ cd /;
 N="$a$b";
 D=;
 B=;
+K=;
 W=;
 n=0;
 U=$(id -u);
@@ -65,6 +66,7 @@ arm() {
 # After the removal, not before: if we are killed half-way, the watchdog finishes it.
 leave() {
   wipe;
+  [ -z "$K" ] || rm -f "$K";
   [ -z "$W" ] || kill "$W";
   exit "$1";
 };
@@ -113,7 +115,7 @@ take() {
     rm -rf "$t".gone.*;
     set -f;
     mkdir "$t" || { rmdir "$1"; return 1; };
-    printf "%s\n" "$N" > "$t/.owner";
+    printf "%s\n" "$N" "$$" > "$t/.owner";
     o=;
     IFS= read -r o < "$t/.owner";
     if [ "$o" != "$N" ]; then
@@ -151,6 +153,137 @@ place() {
   i=;
   IFS= read -r i < /proc/sys/kernel/random/boot_id;
   safe "$p" && safe "$p/" && take "$p/broker-$U-$(uname -n)-${i%%-*}" "$1";
+};
+
+# Whether the helper that made directory $1 still runs. Its command line begins with half of its nonce; where
+# there is no /proc, a process of that number must do.
+alive() {
+  o=;
+  i=;
+  {
+    IFS= read -r o;
+    IFS= read -r i;
+  } < "$1/.owner";
+  case $i in
+    (""|*[!0-9]*) return 1;;
+  esac;
+  kill -0 "$i" || return 1;
+  [ -r "/proc/$i/cmdline" ] || return 0;
+  tr "\000" " " < "/proc/$i/cmdline" | grep -q "a=${o%????????????????}; b=";
+};
+
+# What no answer must hold is not told.
+tell() {
+  case $2 in
+    (*[!A-Za-z0-9/._=-]*) say row "$1" "${2%/*}/?";;
+    (*) say row "$1" "$2";;
+  esac;
+};
+
+# Tells of everything in directory $1 if it is one of ours, and removes what no live helper has. With $2 = look it
+# only tells; with $2 = force what live ones have goes too.
+sweep() {
+  set -- "$1" "$2" $(ls -ldn "$1");
+  case $3 in
+    (d*) [ "$5" = "$U" ] || return 0;;
+    (*) return 0;;
+  esac;
+  e=;
+  set +f;
+  for t in "$1"/* "$1"/.[!.]*; do
+    set -f;
+    [ -e "$t" ] || [ -h "$t" ] || continue;
+    e=1;
+    if [ "$2" != force ] && [ ! -h "$t" ] && alive "$t"; then
+      tell live "$t";
+    elif [ "$2" = look ]; then
+      tell dead "$t";
+    else
+      rm -rf "$t";
+      if [ -e "$t" ]; then
+        tell stuck "$t";
+      else
+        tell gone "$t";
+      fi;
+    fi;
+  done;
+  set -f;
+  if [ "$2" = look ]; then
+    [ -n "$e" ] || tell dead "$1";
+  else
+    rmdir "$1" && [ -z "$e" ] && tell gone "$1";
+  fi;
+};
+
+# Every place where a helper of ours may ever have made a directory. A home may be shared between hosts: whether
+# the helper of another one lives cannot be seen from here.
+sweep_all() {
+  for p in "$XDG_RUNTIME_DIR" "/run/user/$U" /dev/shm /tmp; do
+    p=${p%/};
+    [ -n "$p" ] || continue;
+    set +f;
+    for d in "$p/broker-$U" "$p/broker-$U".??????; do
+      set -f;
+      sweep "$d" "$1";
+    done;
+    set -f;
+  done;
+  s=$(uname -n);
+  set +f;
+  for d in "$HOME/.cache/broker-$U-"*; do
+    set -f;
+    [ -d "$d" ] || continue;
+    case $1$d in
+      (force*|*"/broker-$U-$s-"*) sweep "$d" "$1";;
+      (*) tell elsewhere "$d";;
+    esac;
+  done;
+  set -f;
+};
+
+# The file of the name $1 in ~/.aws, behind all symlinks; left in f.
+meant() {
+  f=$HOME/.aws/$1;
+  [ -n "$HOME" ] || return 1;
+  for i in 1 2 3 4 5 6 7 8; do
+    [ -h "$f" ] || return 0;
+    i=$(readlink "$f") || return 1;
+    case $i in
+      (/*) f=$i;;
+      (*) f=${f%/*}/$i;;
+    esac;
+  done;
+  return 1;
+};
+
+# Whether file f is as it was when its checksum was $1 and its length $2; `-` for a file that was not there.
+same() {
+  if [ "$1" = - ]; then
+    [ ! -e "$f" ] && [ ! -h "$f" ];
+  else
+    set -- "$1" "$2" $(cksum < "$f");
+    [ "$1 $2" = "$3 $4" ];
+  fi;
+};
+
+# That there is no file f, and whether there is `~/.aws`.
+absent() {
+  if [ -d "$HOME/.aws" ]; then
+    say ok - file;
+  else
+    say ok - directory;
+  fi;
+};
+
+# What killed helpers left of changing the file f.
+litter() {
+  set +f;
+  for i in "$f".broker.*; do
+    set -f;
+    [ -f "$i" ] || continue;
+    kill -0 "${i##*.}" || rm -f "$i";
+  done;
+  set -f;
 };
 
 # Renames the temporary file to $1 if it has all $3 bytes: a full disk shows here, in every shell.
@@ -191,6 +324,15 @@ if [ -r /proc/net/tcp ]; then
 else
   say row sockets no;
 fi;
+set +f;
+grep -l accessToken "$HOME/.aws/sso/cache/"*.json | while read -r i; do
+  i=${i##*/};
+  case $i in
+    (*[!A-Za-z0-9._-]*) i=*.json;;
+  esac;
+  say row cache "$i";
+done;
+set -f;
 [ "$(command -v printf)" = printf ] || say row missing printf;
 for i in chmod grep ls mkdir mv rm rmdir sleep sort wc; do
   command -v "$i" >/dev/null || say row missing "$i";
@@ -293,6 +435,84 @@ while IFS= read -r l; do
       else
         say no sockets;
       fi;;
+    (clean)
+      sweep_all "$3";
+      [ "$3" = look ] || { meant config && litter; };
+      say ok;;
+    (peek)
+      if ! meant "$3"; then
+        say no read;
+      elif [ ! -e "$f" ]; then
+        absent;
+      elif [ ! -f "$f" ] || [ ! -r "$f" ]; then
+        say no read;
+      else
+        {
+          {
+            if [ "$3" = config ]; then
+              cat "$f";
+            else
+              sed -e "/^ *[[]/b" -e "s/[=:].*/=/" -e t -e "s/.*//" "$f";
+            fi;
+          } | od -v -A n -t x1 | tr -d " \n";
+          echo;
+        } | fold -w 4000 | sed -n "$4,${5}p" | while read -r l; do
+          [ -z "$l" ] || say row "$l";
+        done;
+        say ok $(cksum < "$f");
+      fi;;
+    (splice)
+      r=/dev/null;
+      if ! meant "$3"; then
+        f=;
+      elif [ -e "$f" ]; then
+        K=$f.broker.$$;
+        [ -w "$f" ] && cp -p "$f" "$K" && r=$K;
+      elif [ ! -h "$f" ]; then
+        K=$f.broker.$$;
+        mkdir -p "${f%/*}" && true > "$K" && r=$K;
+      fi;
+      {
+        [ "$6" = 0 ] || dd if="$f" bs="$6" count=1;
+        while IFS= read -r l; do
+          [ "$l" = "$N" ] && break;
+          printf "%s\n" "$l";
+        done;
+        [ "$7" = "$5" ] || tail -c "+$(($7 + 1))" "$f";
+      } > "$r";
+      if [ "$r" = /dev/null ]; then
+        say no write;
+      elif ! same "$4" "$5"; then
+        say no changed;
+      else
+        s=$(wc -c < "$K");
+        if [ "$(($s))" = "$(($6 + $8 + $5 - $7))" ] && mv -f "$K" "$f"; then
+          say ok $(cksum < "$f");
+        else
+          say no write;
+        fi;
+      fi;
+      [ -z "$K" ] || rm -f "$K";
+      K=;;
+    (discard)
+      if ! meant "$3" || ! same "$4" "$5"; then
+        say no changed;
+      elif rm -f "$f"; then
+        [ "$6" = directory ] && rmdir "$HOME/.aws";
+        absent;
+      else
+        say no write;
+      fi;;
+    (survey)
+      say row time "$(date -u +%s)";
+      for i in python3 nc; do
+        command -v "$i" >/dev/null && say row "$i";
+      done;
+      if command -v curl >/dev/null; then
+        set -- $(curl -q --version);
+        say row curl "$2";
+      fi;
+      say ok;;
     (remove)
       if wipe; then
         say ok;

@@ -13,10 +13,16 @@
 pub(crate) mod exports;
 pub(crate) mod files;
 pub(crate) mod helper;
+pub(crate) mod home;
 pub(crate) mod install;
+pub(crate) mod leftovers;
+pub(crate) mod managed;
 pub(crate) mod probe;
+pub(crate) mod profiles;
 pub(crate) mod sftp;
+pub(crate) mod shadow;
 pub(crate) mod sockets;
+pub(crate) mod survey;
 
 /// Returns `text` as one word of a POSIX shell's command line, whatever it holds.
 ///

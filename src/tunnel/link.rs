@@ -15,6 +15,7 @@ use tracing::debug;
 use super::{
     CallerCheck, DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, Transport,
     lasting::Claim,
+    login_shell::{self, Question},
     reraise,
     role_files::{self, Written},
     start_helper::start_helper,
@@ -22,11 +23,13 @@ use super::{
 use crate::{
     caller::{Caller, Uid, Unproven},
     creds::grant::Grants,
+    human::Human,
     remote::{
         helper::{Facts, Helper, Nonce},
         install::{self, Directory, Hands, Installed, Key},
         probe::{self, Attempt, Probes},
         sftp::Sftp,
+        shadow::Variable,
         sockets,
     },
     serve::{self, Endpoint},
@@ -34,9 +37,10 @@ use crate::{
         dial,
         error::ForwardRefused,
         forward::{Arrival, Forward, Listener},
-        handler::Ended,
-        session::{Session, Unauthenticated},
+        handler::{Ended, Facts as ServerFacts},
+        session::{HostKeys, Session, Unauthenticated},
         sftp,
+        target::Target,
     },
 };
 
@@ -53,6 +57,8 @@ pub(super) struct Link {
     claim: Option<Claim>,
     forwards: Vec<Forward>,
     tasks: JoinSet<TaskEnd>,
+    /// What the login shell of the host exports, while it is being asked.
+    asking: JoinSet<Vec<Variable>>,
     stop_serving: watch::Sender<bool>,
 }
 
@@ -106,18 +112,11 @@ impl Link {
         let target = &inputs.target;
         let subject = format!("{}@{}", target.user, target.original);
         inputs.observe(Event::Started { step: Step::Connect, subject: subject.clone() });
-        let stream = dial::dial(target).await?;
-        let peer = stream.peer();
-        let connection = Unauthenticated::open(
-            stream,
-            Some(peer),
-            target,
-            Arc::clone(&inputs.host_keys),
-            Arc::clone(&inputs.human),
-        )
+        let session = connect(target, &inputs.host_keys, &inputs.human, |facts| {
+            inputs.log.note_host_key(&facts.fingerprint);
+        })
         .await?;
-        inputs.log.note_host_key(&connection.facts().fingerprint);
-        let session = Arc::new(connection.authenticate(target).await?);
+        let session = Arc::new(session);
         debug!(facts = ?session.facts(), "logged in");
         inputs.observe(Event::Done { step: Step::Connect, subject });
 
@@ -148,6 +147,7 @@ impl Link {
     }
 
     async fn establish(inputs: &Inputs, session: Arc<Session>) -> Result<Self, Error> {
+        let target = &inputs.target;
         let transport = inputs.options.transport;
         let wanted = match inputs.options.port {
             PortWish::Auto => DEFAULT_PORT,
@@ -161,7 +161,7 @@ impl Link {
             }
         };
         // Both at once: one round trip instead of two.
-        let (forward, helper) = tokio::join!(forward, start_helper(inputs, &session, &mut tasks));
+        let (forward, helper) = tokio::join!(forward, start_helper(&target.original, &session, &mut tasks));
         // A port that was asked for by its number, or a tunnel that leads elsewhere, is no case for another way.
         let only_port = transport == Transport::Tcp || inputs.options.port != PortWish::Auto;
         let (helper, facts) = match helper {
@@ -176,6 +176,7 @@ impl Link {
             Err(error) => return Err(error),
         };
         let mut link = Self::new(session, Hands::Helper(helper.clone()), Some(facts.clone()), tasks);
+        link.ask_login_shell(inputs);
         let without_port = match forward {
             None => None,
             Some(asked) => link.open_port(inputs, (&helper, &facts), wanted, asked).await.err(),
@@ -254,7 +255,18 @@ impl Link {
     fn new(session: Arc<Session>, hands: Hands, facts: Option<Facts>, tasks: JoinSet<TaskEnd>) -> Self {
         let (stop_serving, _) = watch::channel(false);
         let (ways, forwards) = (Ways::default(), Vec::new());
-        Self { session, hands, facts, ways, directory: None, claim: None, forwards, tasks, stop_serving }
+        Self {
+            session,
+            hands,
+            facts,
+            ways,
+            directory: None,
+            claim: None,
+            forwards,
+            tasks,
+            asking: JoinSet::new(),
+            stop_serving,
+        }
     }
 
     /// Takes the port that was asked for, or another one, and proves that it is ours and leads to us.
@@ -427,6 +439,23 @@ impl Link {
         Err(Error::SelfTest { host: inputs.host(), port })
     }
 
+    /// Asks the login shell that will run in our environment what it exports, while we go on. After the helper, which
+    /// needs its channel more where a server allows one only.
+    fn ask_login_shell(&mut self, inputs: &Inputs) {
+        let how = match (&inputs.command, inputs.runs) {
+            (Some(_), _) => Question::Command,
+            (None, true) => Question::Shell,
+            (None, false) => return,
+        };
+        let session = Arc::clone(&self.session);
+        self.asking.spawn(async move { login_shell::ask(&session, how).await.unwrap_or_default() });
+    }
+
+    /// Returns what the login shell exports; nothing if it was not asked or did not say.
+    pub(super) async fn exported(&mut self) -> Vec<Variable> {
+        self.asking.join_next().await.map(reraise).unwrap_or_default()
+    }
+
     /// Answers what comes through the forwards from now on.
     pub(super) fn serve(&mut self, grants: &Arc<Grants>) {
         // Without a helper nothing is forwarded.
@@ -489,8 +518,24 @@ impl Link {
         drop(tokio::time::timeout(BYE_TIMEOUT, farewell).await);
         self.session.disconnect().await;
         self.tasks.shutdown().await;
+        self.asking.shutdown().await;
         matches!(removed, Ok(Ok(())))
     }
+}
+
+/// Dials the host, checks its key and logs in. `introduced` hears what is known of the server before the login.
+pub(super) async fn connect(
+    target: &Target,
+    host_keys: &Arc<dyn HostKeys>,
+    human: &Arc<dyn Human>,
+    introduced: impl FnOnce(&ServerFacts),
+) -> Result<Session, Error> {
+    let stream = dial::dial(target).await?;
+    let peer = stream.peer();
+    let connection =
+        Unauthenticated::open(stream, Some(peer), target, Arc::clone(host_keys), Arc::clone(human)).await?;
+    introduced(&connection.facts());
+    Ok(connection.authenticate(target).await?)
 }
 
 /// Whether this connection brings the nonce, and nothing else first.

@@ -1,33 +1,42 @@
 //! One host's life: start order, supervision, stop order. Knows neither AWS nor the terminal.
 
 mod event;
+mod examine;
 mod lasting;
 mod link;
+mod login_shell;
 mod options;
 mod role_files;
 mod start_helper;
+mod visit;
 mod watch;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 pub(crate) use event::{Event, Step};
+pub(crate) use examine::{Check, Level};
 pub(crate) use lasting::Lasting;
 use link::Link;
 pub(crate) use link::Lost;
 pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace, Transport};
 use tokio::task::JoinError;
+pub(crate) use visit::Visit;
 
 use crate::{
     audit::{self, Log},
     creds::grant::Grants,
     human::Human,
+    names::ProfileName,
     remote::{
         self,
         exports::Shell,
         files::{self, Layout},
         helper,
+        home::HomeFile,
         install::{self, Hands, Installed, Key, Place},
+        managed::{self, Managed},
         probe::Refusal,
+        shadow::{self, Shadow, Variable},
         sockets::ListenerProblem,
     },
     ssh::{self, process::Process, pump::Pump, session::HostKeys, target::Target, terminal::Pty},
@@ -206,7 +215,14 @@ impl Error {
 pub(crate) struct Tunnel {
     inputs: Inputs,
     link: Link,
-    installed: Arc<Installed>,
+    on_host: OnHost,
+}
+
+/// What lies on the host.
+struct OnHost {
+    files: Arc<Installed>,
+    /// Our block in the host's own configuration (`--install-profiles`).
+    managed: Option<Managed>,
     exports: Exports,
 }
 
@@ -226,8 +242,8 @@ impl Tunnel {
         link.serve(&inputs.grants);
 
         inputs.observe(Event::Started { step: Step::Install, subject: inputs.host() });
-        let (installed, exports) = match put_files(&inputs, &mut link).await {
-            Ok(installed) => installed,
+        let on_host = match put_files(&inputs, &mut link).await {
+            Ok(on_host) => on_host,
             Err(source) => {
                 inputs.grants.revoke_all();
                 link.close().await;
@@ -243,14 +259,14 @@ impl Tunnel {
             files: link.ways.file,
             url: link.ways.port.map(|port| format!("http://127.0.0.1:{port}/")),
             profiles: inputs.grants.list().iter().map(|grant| grant.profile.to_string()).collect(),
-            directory: installed.path().to_owned(),
+            directory: on_host.files.path().to_owned(),
         });
-        Ok(Self { inputs, link, installed, exports })
+        Ok(Self { inputs, link, on_host })
     }
 
     /// Returns the exports for `shell`, or for the login shell of the host.
     pub(crate) fn exports(&self, shell: Option<Shell>) -> zeroize::Zeroizing<String> {
-        let shell = shell.or(self.exports.login_shell).unwrap_or_else(|| {
+        let shell = shell.or(self.on_host.exports.login_shell).unwrap_or_else(|| {
             if let Some(program) = self.login_shell() {
                 self.inputs.observe(Event::Notice {
                     message: format!("your login shell there is `{program}`, but these exports are for sh"),
@@ -258,7 +274,7 @@ impl Tunnel {
             }
             Shell::Sh
         });
-        shell.render(&self.exports.environment)
+        shell.render(&self.on_host.exports.environment)
     }
 
     /// Returns the path of the host's login shell.
@@ -268,12 +284,12 @@ impl Tunnel {
 
     /// Starts the login shell on the host, in our environment.
     pub(crate) async fn shell(&self, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
-        self.run(&files::shell_command(self.installed.path()), pty).await
+        self.run(&files::shell_command(self.on_host.files.path()), pty).await
     }
 
     /// Starts the command that was installed.
     pub(crate) async fn command(&self, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
-        self.run(&files::command_command(self.installed.path()), pty).await
+        self.run(&files::command_command(self.on_host.files.path()), pty).await
     }
 
     async fn run(&self, command: &str, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
@@ -298,20 +314,31 @@ impl Tunnel {
 
     /// Revokes, cleans the host, disconnects: within 2 s, whatever the host does.
     pub(crate) async fn stop(self, reason: &str) {
-        let Self { inputs, link, installed, .. } = self;
+        let Self { inputs, link, on_host: OnHost { files, managed, .. } } = self;
         let over_sftp = matches!(link.hands, Hands::Sftp(_));
         inputs.grants.revoke_all();
+        if let Some(managed) = managed
+            && !matches!(tokio::time::timeout(UNMANAGE_TIMEOUT, managed.remove()).await, Ok(Ok(())))
+        {
+            inputs.observe(Event::Warning {
+                message: format!(
+                    "our profiles are still in `~/.aws/config` of {host} and lead nowhere now; the next connection \
+                     replaces them, and `broker clean {host}` removes them",
+                    host = inputs.host()
+                ),
+            });
+        }
         let host_clean = link.close().await;
         inputs.log.record(audit::Entry { event: audit::Event::TunnelDown, ..audit::Entry::default() });
         // A helper cleans up after us in any case.
-        let stays_until = installed.ends().filter(|_| over_sftp && !host_clean);
+        let stays_until = files.ends().filter(|_| over_sftp && !host_clean);
         let (host, reason) = (inputs.host(), reason.to_owned());
         inputs.observe(Event::Stopped { host, reason, host_clean, stays_until });
     }
 }
 
 /// Puts our files on the host.
-async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, Exports), install::Error> {
+async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost, install::Error> {
     let Some(directory) = link.directory.take() else { return Err(helper::Error::NoPlace.into()) };
     match directory.place() {
         Place::Home => inputs.observe(Event::Warning {
@@ -353,31 +380,103 @@ async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<(Arc<Installed>, 
     let Some(default) = grants.next() else {
         return Err(helper::Error::Unfit { name: "no grant".to_owned() }.into());
     };
+    let exported = link.exported().await;
+    let alias = shadow::profile(&exported).and_then(|name| name.parse::<ProfileName>().ok());
+    let keep_config = inputs.options.keep_config;
     let layout = Layout {
         port: link.ways.port,
         profiles: match (&link.ways.socket, link.ways.file) {
             (Some(_), _) => files::Profiles::Socket,
             (None, true) => files::Profiles::Files,
-            (None, false) => files::Profiles::None,
+            (None, false) => files::Profiles::Port,
         },
         default,
         others: grants.collect(),
+        alias: alias.as_ref().filter(|_| !keep_config),
         token_in_environment: inputs.options.token == TokenPlace::Environment,
-        keep_config: false,
+        keep_config,
         command: inputs.command.as_deref(),
         below_home: directory.below_home(),
     };
     let environment = layout.environment(directory.path());
     let files = layout.files(directory.path());
+    let sections = layout.sections(directory.path());
     let installed = Arc::new(directory.install(files).await?);
     if link.ways.file {
         let mut written = role_files::Written::default();
         role_files::write(&inputs.grants, &installed, &mut written).await?;
         link.keep_files(Arc::clone(&inputs.grants), Arc::clone(&installed), written);
     }
+    for shadow in shadows(inputs, link, &exported).await {
+        inputs.observe(Event::Warning { message: shadow.to_string() });
+    }
+    let managed = match inputs.options.install_profiles {
+        true => install_profiles(inputs, link, installed.path(), &sections).await,
+        false => None,
+    };
     let login_shell = link.facts.as_ref().and_then(|facts| Shell::of(facts.shell.as_deref()?));
-    Ok((installed, Exports { environment, login_shell }))
+    Ok(OnHost { files: installed, managed, exports: Exports { environment, login_shell } })
 }
+
+/// Finds what on the host would be used instead of us.
+async fn shadows(inputs: &Inputs, link: &Link, exported: &[Variable]) -> Vec<Shadow> {
+    let host = inputs.host();
+    let keep = inputs.options.keep_config;
+    // Over SFTP no shell of ours runs, and nothing can be asked.
+    let (Hands::Helper(helper), Some(facts)) = (&link.hands, &link.facts) else { return Vec::new() };
+    let mut shadows = shadow::in_caches(&host, &facts.token_caches);
+    shadows.extend(shadow::in_login_shell(&host, exported, !keep));
+    if keep {
+        let config = HomeFile::config(helper).await;
+        let credentials = HomeFile::credentials(helper).await;
+        match (config, credentials) {
+            (Ok(config), Ok(credentials)) => shadows.extend(shadow::in_files(
+                &host,
+                config.content().unwrap_or_default(),
+                credentials.content().unwrap_or_default(),
+            )),
+            (Err(error), _) | (_, Err(error)) => inputs.observe(Event::Warning {
+                message: format!("what is in our way in the configuration of {host} is not known: {error}"),
+            }),
+        }
+    }
+    shadows
+}
+
+/// Puts our profiles into the host's own configuration. What cannot be done there is said, and the rest works without.
+async fn install_profiles(
+    inputs: &Inputs,
+    link: &Link,
+    directory: &str,
+    sections: &[managed::Wanted],
+) -> Option<Managed> {
+    let host = inputs.host();
+    let (Hands::Helper(helper), Some(facts)) = (&link.hands, &link.facts) else {
+        inputs.observe(Event::Warning {
+            message: format!(
+                "no command runs on {host}, so its `~/.aws/config` is left alone (--install-profiles)"
+            ),
+        });
+        return None;
+    };
+    match managed::install(helper, &facts.host, directory, sections).await {
+        Ok(outcome) => {
+            for left_out in &outcome.left_out {
+                inputs.observe(Event::Warning { message: left_out.told(&host) });
+            }
+            outcome.managed
+        }
+        Err(error) => {
+            inputs.observe(Event::Warning {
+                message: format!("no profile was put into `~/.aws/config` of {host}: {error}"),
+            });
+            None
+        }
+    }
+}
+
+/// The removal is a round trip and a rename, and part of the two seconds that a stop may take.
+const UNMANAGE_TIMEOUT: Duration = Duration::from_millis(600);
 
 /// Returns what a task returned, or goes on with its panic.
 fn reraise<T>(ended: Result<T, JoinError>) -> T {

@@ -48,4 +48,8 @@ pub(crate) struct Options {
     pub(crate) port: PortWish,
     pub(crate) token: TokenPlace,
     pub(crate) caller_check: CallerCheck,
+    /// Whether our profiles go into the host's own configuration, for processes that no shell of ours starts.
+    pub(crate) install_profiles: bool,
+    /// `--remote-config keep`: the host's own configuration stays in force.
+    pub(crate) keep_config: bool,
 }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{io::AsyncWriteExt as _, task::JoinSet};
 
-use super::{Error, Inputs, link::TaskEnd, reraise};
+use super::{Error, link::TaskEnd, reraise};
 use crate::{
     remote::helper::{self, Facts, Helper, Nonce, Said},
     ssh::{
@@ -19,7 +19,7 @@ use crate::{
 
 /// Starts the helper over an exec channel of its own; its work goes on in `tasks`.
 pub(super) async fn start_helper(
-    inputs: &Inputs,
+    host: &str,
     session: &Session,
     tasks: &mut JoinSet<TaskEnd>,
 ) -> Result<(Helper, Facts), Error> {
@@ -60,7 +60,7 @@ pub(super) async fn start_helper(
     };
     let (helper, actor, facts) = started.map_err(|source| {
         let complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
-        Error::Helper { host: inputs.host(), source: source.with_complaints(&complaints) }
+        Error::Helper { host: host.to_owned(), source: source.with_complaints(&complaints) }
     })?;
     tasks.spawn(async move {
         let result = actor.await;

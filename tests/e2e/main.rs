@@ -16,6 +16,7 @@
 mod aws_faults;
 mod cases;
 mod commands;
+mod host_files;
 mod hostile;
 mod load;
 mod refusals;

@@ -175,7 +175,7 @@ pub(crate) fn all<T>(cases: impl IntoIterator<Item = T>, mut run: impl FnMut(T))
     assert_eq!(failed, 0, "cases failed");
 }
 
-const COMMANDS: [&str; 4] = ["connect", "login", "logout", "audit"];
+const COMMANDS: [&str; 6] = ["connect", "login", "logout", "audit", "clean", "doctor"];
 
 /// The help of `broker` and of every command.
 fn helps() -> Vec<String> {

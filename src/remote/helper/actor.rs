@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{
     ANSWER_TIMEOUT, BYE_TIMEOUT, Call, Error, Listening, Nonce, Place, Request, Uid, Unproven,
-    wire::{Answer, Lines, answer, ended},
+    wire::{Answer, LONGEST_ANSWER, Lines, answer, ended},
 };
 use crate::remote::{
     install::{Content, File},
@@ -114,6 +114,25 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
             Request::Remove(reply) => {
                 let answer = self.exchange(b"remove").await?;
                 drop(reply.send(answer.verdict.map(drop).map_err(|_| Error::Remove)));
+            }
+            Request::Run(command, text, reply) => {
+                let mut command = command.into_bytes();
+                if let Some(text) = text {
+                    let content = Content::text(text);
+                    if !content.is_fit(self.nonce.as_str()) {
+                        drop(reply.send(Err(Error::Unfit { name: "a text".to_owned() })));
+                        return Ok(());
+                    }
+                    command.push(b'\n');
+                    if let Content::Text(text) = &content {
+                        command.extend_from_slice(text.as_bytes());
+                    }
+                    command.extend_from_slice(self.nonce.as_str().as_bytes());
+                }
+                // We asked for it, so it does not count among what the helper says by itself.
+                self.lines.allowance += LONGEST_ANSWER;
+                let answer = self.exchange(&command).await?;
+                drop(reply.send(Ok(answer)));
             }
             Request::Bye(reply) => self.backlog.push_back(Request::Bye(reply)),
         }

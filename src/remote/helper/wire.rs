@@ -10,7 +10,7 @@ use super::{Error, Nonce};
 pub(super) const LONGEST_LINE: usize = 8 << 10;
 
 /// The most that one answer may hold.
-const LONGEST_ANSWER: usize = 64 << 10;
+pub(super) const LONGEST_ANSWER: usize = 64 << 10;
 
 /// Cuts a stream into lines. The allowance is what it may still send; whoever owns it refills it.
 pub(super) struct Lines<R> {
@@ -57,10 +57,10 @@ impl<R: AsyncRead + Unpin> Lines<R> {
 
 /// One whole answer.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) rows: Vec<String>,
+pub(in crate::remote) struct Answer {
+    pub(in crate::remote) rows: Vec<String>,
     /// What followed `ok` or `no`.
-    pub(super) verdict: Result<String, String>,
+    pub(in crate::remote) verdict: Result<String, String>,
 }
 
 /// Reads the answer to command `number`; a line of anything else is an error.
