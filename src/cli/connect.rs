@@ -1,6 +1,6 @@
 //! `broker connect`: the main job, from the words on the command line to the last line on stderr.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Args, ValueEnum};
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
@@ -8,6 +8,7 @@ use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 use super::{
     Output, chain, console,
     failure::{Failure, Kind},
+    host::HowToReach,
     login, stop_signal,
     terminal::Terminal,
     with_ticks,
@@ -76,37 +77,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SHELL", requires = "no_shell")]
     print_env: Option<ShellArgument>,
 
-    /// SSH port of the host
-    #[arg(short = 'P', long, value_name = "PORT")]
-    port: Option<u16>,
-
-    /// User name on the host
-    #[arg(short = 'l', long, value_name = "USER")]
-    login_name: Option<String>,
-
-    /// Private key to authenticate with; repeat for more
-    #[arg(short = 'i', long = "identity", value_name = "FILE")]
-    identities: Vec<PathBuf>,
-
-    /// ssh_config to read instead of ~/.ssh/config and /etc/ssh/ssh_config, or `none`
-    #[arg(short = 'F', long = "ssh-config", value_name = "FILE")]
-    ssh_config: Option<PathBuf>,
-
-    /// An ssh_config setting that wins over the files, as `-o` of ssh
-    #[arg(short = 'o', long = "ssh-option", value_name = "KEY=VALUE", value_parser = ssh_option)]
-    ssh_options: Vec<(String, String)>,
-
-    /// Use IPv4 only
-    #[arg(short = '4', conflicts_with = "inet6")]
-    inet4: bool,
-
-    /// Use IPv6 only
-    #[arg(short = '6')]
-    inet6: bool,
-
-    /// The only key that the host may have; known_hosts is not asked
-    #[arg(long, value_name = "SHA256:…", value_parser = fingerprint)]
-    host_key: Option<String>,
+    #[command(flatten)]
+    reach: HowToReach,
 
     /// Ask for a terminal even with a command
     #[arg(short = 't', long = "tty", conflicts_with = "no_tty")]
@@ -226,27 +198,6 @@ fn remote_port(text: &str) -> Result<RemotePort, String> {
     }
 }
 
-fn fingerprint(text: &str) -> Result<String, String> {
-    // 32 bytes in base64 without padding.
-    let digest = text.strip_prefix("SHA256:").filter(|digest| digest.len() == 43);
-    let valid = digest
-        .is_some_and(|digest| digest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/'));
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err("not a fingerprint as `ssh-keygen -lf FILE` prints it (SHA256: and 43 characters)".to_owned())
-    }
-}
-
-/// Parses what `-o` takes.
-pub(super) fn ssh_option(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text
-        .split_once('=')
-        .or_else(|| text.split_once(char::is_whitespace))
-        .ok_or_else(|| "expected KEY=VALUE".to_owned())?;
-    Ok((key.trim().to_owned(), value.trim().to_owned()))
-}
-
 impl Arguments {
     /// Whether a remote shell or command decides the exit status.
     pub(super) fn is_remote(&self) -> bool {
@@ -264,7 +215,6 @@ impl Arguments {
             .with_hint(Some(format!("to run `{second}` on {host}, put `--` before it"))));
         }
         Ok(Flags {
-            host,
             profiles: self.profiles,
             remote_port: match self.remote_port {
                 RemotePort::Auto => None,
@@ -276,14 +226,6 @@ impl Arguments {
                 TransportArgument::Unix => Transport::Unix,
                 TransportArgument::File => Transport::File,
             }),
-            ssh_port: self.port,
-            login_name: self.login_name,
-            identity_files: self.identities,
-            ssh_config: self.ssh_config,
-            ssh_options: self.ssh_options,
-            inet4: self.inet4,
-            inet6: self.inet6,
-            host_key: self.host_key,
             no_shell: self.no_shell,
             print_env: self.print_env.map(Shell::from),
             command: self.command,
@@ -297,7 +239,7 @@ impl Arguments {
             allow_uids: self.allow_uids,
             install_profiles: self.install_profiles,
             keep_config: matches!(self.remote_config, RemoteConfig::Keep),
-            batch,
+            ..self.reach.flags(&host, batch)
         })
     }
 }

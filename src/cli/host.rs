@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     Output,
-    connect::{host_key, ssh_option, usage},
+    connect::{host_key, usage},
     failure::{Failure, Kind},
     terminal::Terminal,
 };
@@ -49,20 +49,14 @@ pub(super) struct HowToReach {
     inet6: bool,
 
     /// The only key that the host may have; known_hosts is not asked
-    #[arg(long, value_name = "SHA256:…")]
+    #[arg(long, value_name = "SHA256:…", value_parser = fingerprint)]
     host_key: Option<String>,
 }
 
 impl HowToReach {
-    /// Resolves the host and says what ssh_config holds that we do not do.
-    pub(super) fn target(
-        &self,
-        host: &str,
-        output: &Output,
-        environment: &Environment,
-        terminal: &Terminal,
-    ) -> Result<Target, Failure> {
-        let flags = Flags {
+    /// Returns what was said about the way to `host`, and nothing else.
+    pub(super) fn flags(&self, host: &str, batch: bool) -> Flags {
+        Flags {
             host: host.to_owned(),
             ssh_port: self.port,
             login_name: self.login_name.clone(),
@@ -72,9 +66,20 @@ impl HowToReach {
             inet4: self.inet4,
             inet6: self.inet6,
             host_key: self.host_key.clone(),
-            batch: output.batch,
+            batch,
             ..Flags::default()
-        };
+        }
+    }
+
+    /// Resolves the host and says what ssh_config holds that we do not do.
+    pub(super) fn target(
+        &self,
+        host: &str,
+        output: &Output,
+        environment: &Environment,
+        terminal: &Terminal,
+    ) -> Result<Target, Failure> {
+        let flags = self.flags(host, output.batch);
         let mut warnings = Vec::new();
         let target = config::target(&flags, environment, &mut warnings).map_err(usage)?;
         for warning in warnings {
@@ -100,4 +105,25 @@ pub(super) async fn visit(target: &Target, terminal: &Arc<Terminal>) -> Result<V
 /// Returns the failure of a command that was interrupted.
 pub(super) fn interrupted() -> Failure {
     Failure::new(Kind::Interrupted, "interrupted")
+}
+
+fn fingerprint(text: &str) -> Result<String, String> {
+    // 32 bytes in base64 without padding.
+    let digest = text.strip_prefix("SHA256:").filter(|digest| digest.len() == 43);
+    let valid = digest
+        .is_some_and(|digest| digest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/'));
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err("not a fingerprint as `ssh-keygen -lf FILE` prints it (SHA256: and 43 characters)".to_owned())
+    }
+}
+
+/// Parses what `-o` takes.
+fn ssh_option(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .or_else(|| text.split_once(char::is_whitespace))
+        .ok_or_else(|| "expected KEY=VALUE".to_owned())?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
