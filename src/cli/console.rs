@@ -100,6 +100,7 @@ pub(super) fn exit_code(outcome: Outcome, host: &str) -> Result<ExitCode, Failur
         Outcome::Left => Ok(ExitCode::from(255)),
         // As a process that wrote into a closed pipe ends: 128 + SIGPIPE.
         Outcome::OutputClosed => Ok(ExitCode::from(141)),
+        Outcome::OutputLost(why) => failed(format!("the output could not be written: {why}")),
     }
 }
 

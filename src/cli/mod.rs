@@ -16,7 +16,8 @@ pub(crate) mod failure;
 mod host;
 mod login;
 mod logout;
-pub(crate) mod terminal;
+pub(crate) mod stderr;
+mod terminal;
 
 use std::{
     ffi::OsString,
@@ -125,9 +126,13 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     harden();
-    log(&cli.output);
+    if let Err(failure) = room_for_files() {
+        Terminal::new(style(&cli.output, Some(&environment)), Clock::system()).failure(&failure, remote);
+        return failure.exit_code(remote);
+    }
     let terminal =
         std::sync::Arc::new(Terminal::new(style(&cli.output, Some(&environment)), Clock::system()));
+    log(&cli.output, terminal.stderr());
 
     // One thread: fastest and smallest as measured, so every await has its deadline and nothing blocks here.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -150,13 +155,16 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Audit(arguments) => audit::run(&arguments, &environment, &terminal),
         }
     };
-    match drive(runtime, work, || terminal.restore()) {
+    let code = match drive(runtime, work, || terminal.restore()) {
         Ok(code) => code,
         Err(failure) => {
             terminal.failure(&failure, remote);
             failure.exit_code(remote)
         }
-    }
+    };
+    // A thread that still waits for a key may hold the terminal, so its end is not the end of what we have to say.
+    terminal.stderr().flush();
+    code
 }
 
 /// Says what is wrong with a command line that could not be read, or prints the help that was asked for.
@@ -264,15 +272,40 @@ fn harden() {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).unwrap_or_default();
 }
 
+/// Open files that one tunnel and what it starts need. The libraries below us panic where there are none.
+const OPEN_FILES: u64 = 24;
+
+/// Open files that hundreds of tunnels need.
+const MANY_OPEN_FILES: u64 = 8192;
+
+/// Takes as many open files as we may have, because every tunnel takes some; an error when they are not enough for one.
+fn room_for_files() -> Result<(), Failure> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current: Some(current), maximum } = getrlimit(Resource::Nofile) else { return Ok(()) };
+    let wanted = maximum.unwrap_or(MANY_OPEN_FILES).min(MANY_OPEN_FILES);
+    if current < wanted && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).is_ok() {
+        return room_enough(wanted);
+    }
+    room_enough(current)
+}
+
+fn room_enough(allowed: u64) -> Result<(), Failure> {
+    if allowed >= OPEN_FILES {
+        return Ok(());
+    }
+    let what = format!("a process may have {allowed} open files here, and broker needs {OPEN_FILES}");
+    Err(Failure::new(Kind::Failed, what).with_hint(Some(format!("`ulimit -n {OPEN_FILES}`, or more"))))
+}
+
 /// Sends our own log lines to stderr under `-v`. Other crates' lines stay out: some print requests at debug level.
-fn log(output: &Output) {
+fn log(output: &Output, stderr: stderr::Stderr) {
     let level = match output.verbose {
         0 => return,
         1 => Level::DEBUG,
         _ => Level::TRACE,
     };
     let ours = Targets::new().with_target("broker", level);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(move || stderr.clone()).with_ansi(false);
     let registry = tracing_subscriber::registry();
     // Fails only when a subscriber is there already, which then gets the lines.
     match output.log_format {

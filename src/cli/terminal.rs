@@ -20,7 +20,7 @@ use secrecy::SecretString;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::failure::Failure;
+use super::{failure::Failure, stderr::Stderr};
 use crate::{
     clock::Clock,
     human::{BoxFuture, Human, Question},
@@ -63,6 +63,7 @@ pub(crate) struct Terminal {
     clock: Clock,
     live: bool,
     colored: bool,
+    stderr: Stderr,
     state: Mutex<State>,
     asking: tokio::sync::Mutex<()>,
 }
@@ -85,11 +86,22 @@ impl Terminal {
             Color::Auto => tty && !style.no_color,
         } && style.format == LogFormat::Text;
         let live = tty && style.format == LogFormat::Text && !style.quiet;
-        Self { style, clock, live, colored, state: Mutex::default(), asking: tokio::sync::Mutex::default() }
+        let stderr = Stderr::new(match style.format {
+            LogFormat::Text => |count| format!("broker: {count} lines were not shown: nobody read them\n"),
+            LogFormat::Json => |count| format!("{}\n", json!({ "event": "missed", "lines": count })),
+        });
+        let asking = tokio::sync::Mutex::default();
+        Self { style, clock, live, colored, stderr, state: Mutex::default(), asking }
     }
 
-    /// Writes data to stdout.
+    /// What else writes to stderr goes the same way.
+    pub(super) fn stderr(&self) -> Stderr {
+        self.stderr.clone()
+    }
+
+    /// Writes data to stdout, after all that was said before.
     pub(crate) fn data(&self, data: &[u8]) -> io::Result<()> {
+        self.stderr.flush();
         let mut stdout = io::stdout().lock();
         stdout.write_all(data)?;
         stdout.flush()
@@ -206,6 +218,7 @@ impl Terminal {
 
     /// Puts the terminal on `tty` into raw mode until [`Self::restore`].
     pub(crate) fn raw(&self) -> io::Result<Termios> {
+        self.stderr.flush();
         let tty = open_tty()?;
         let before = termios::tcgetattr(&tty)?;
         let mut raw = before.clone();
@@ -288,12 +301,17 @@ impl Terminal {
     }
 
     fn err(&self, text: &str) {
-        // A closed stderr must not end the tunnel.
-        drop(io::stderr().lock().write_all(text.as_bytes()));
+        self.stderr.write(text.as_bytes());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.stderr.flush();
     }
 }
 
@@ -305,6 +323,7 @@ impl Human for Terminal {
             }
             let _one_at_a_time = self.asking.lock().await;
             self.end_step_line();
+            self.stderr.flush();
             let tty = open_tty().ok()?;
             let before = termios::tcgetattr(&tty).ok()?;
             let raw_until_now = self.lock().saved.is_some();
@@ -419,7 +438,9 @@ mod tests {
             batch: false,
             browser: None,
         };
-        Terminal { live: true, ..Terminal::new(style, Clock::system()) }
+        let mut terminal = Terminal::new(style, Clock::system());
+        terminal.live = true;
+        terminal
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub(crate) enum Outcome {
     Left,
     /// Nobody reads our output any more.
     OutputClosed,
+    /// Our output could not be written, and why: there is no room for it.
+    OutputLost(String),
 }
 
 /// One read of what is typed or piped in.
@@ -104,8 +106,10 @@ where
                 Some(Event::Exit(exit)) => return Outcome::Exited(exit),
                 None => return Outcome::Exited(Exit::Unknown),
             };
-            if written.is_err() {
-                return Outcome::OutputClosed;
+            match written {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Outcome::OutputClosed,
+                Err(e) => return Outcome::OutputLost(e.to_string()),
             }
         }
     };
