@@ -3,17 +3,17 @@
 //! Order of events: connect, authenticate, forward and helper at once, listener verified, self-test through the
 //! tunnel. Only then may anything be installed on the host or answered. Closing goes the other way round.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod port;
+mod serving;
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::watch,
-    task::JoinSet,
-};
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::JoinSet};
 use tracing::debug;
 
+use self::serving::{Door, serve_forward};
 use super::{
-    CallerCheck, DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, Transport,
+    DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, Transport,
     lasting::Claim,
     login_shell::{self, Question},
     reraise,
@@ -21,22 +21,18 @@ use super::{
     start_helper::start_helper,
 };
 use crate::{
-    caller::{Caller, Uid, Unproven},
     creds::grant::Grants,
     human::Human,
     remote::{
-        helper::{Facts, Helper, Nonce},
+        helper::Facts,
         install::{self, Directory, Hands, Installed, Key},
-        probe::{self, Attempt, Probes},
         sftp::Sftp,
         shadow::Variable,
-        sockets,
     },
-    serve::{self, Endpoint},
     ssh::{
         dial,
         error::ForwardRefused,
-        forward::{Arrival, Forward, Listener},
+        forward::{Forward, Listener},
         handler::{Ended, Facts as ServerFacts},
         session::{HostKeys, Session, Unauthenticated},
         sftp,
@@ -269,176 +265,6 @@ impl Link {
         }
     }
 
-    /// Takes the port that was asked for, or another one, and proves that it is ours and leads to us.
-    async fn open_port(
-        &mut self,
-        inputs: &Inputs,
-        helper: (&Helper, &Facts),
-        wanted: u16,
-        asked: Result<(Forward, u16), ForwardRefused>,
-    ) -> Result<(), Error> {
-        let (forward, port) = match asked {
-            Ok((forward, _)) => (forward, wanted),
-            Err(refused) => self.another_port(inputs, helper, wanted, refused).await?,
-        };
-        let forward = self.check_listener(inputs, helper, forward, port).await?;
-        let forward = self.self_test(inputs, forward, port).await?;
-        self.forwards.push(forward);
-        self.ways.port = Some(port);
-        Ok(())
-    }
-
-    /// Finds out why the port was refused, and takes one of our own where that is what the user wants.
-    async fn another_port(
-        &self,
-        inputs: &Inputs,
-        (helper, facts): (&Helper, &Facts),
-        wanted: u16,
-        refused: ForwardRefused,
-    ) -> Result<(Forward, u16), Error> {
-        if !matches!(refused, ForwardRefused::Denied { .. }) {
-            return Err(Error::Ssh(refused.into()));
-        }
-        let listening = helper.listeners(wanted).await.ok();
-        let probes = Probes {
-            any_port: self.probe_any_port().await,
-            unix_socket: self.probe_unix_socket(helper).await,
-        };
-        let refusal = probe::classify(wanted, probes, listening.as_ref(), facts.uid);
-        if refusal.is_about_this_port() && inputs.options.port == PortWish::Auto {
-            for attempt in 0..FALLBACK_PORTS {
-                let port = probe::fallback_port(facts.uid, attempt);
-                match self.session.forward_tcp(port).await {
-                    Ok((forward, _)) => {
-                        let message = format!("{refusal}; using port {port} instead");
-                        inputs.observe(Event::Notice { message });
-                        return Ok((forward, port));
-                    }
-                    Err(ForwardRefused::Denied { .. }) => {}
-                    // Silence or the end of the connection: it would be the same for every port.
-                    Err(refused) => return Err(Error::Ssh(refused.into())),
-                }
-            }
-        }
-        Err(Error::Forward { host: inputs.host(), refusal })
-    }
-
-    async fn probe_any_port(&self) -> Attempt {
-        match self.session.forward_tcp(0).await {
-            Ok((forward, _)) => {
-                self.session.cancel(forward).await;
-                Attempt::Allowed
-            }
-            Err(ForwardRefused::Denied { .. }) => Attempt::Refused,
-            Err(_) => Attempt::Untried,
-        }
-    }
-
-    async fn probe_unix_socket(&self, helper: &Helper) -> Attempt {
-        let Some(key) = Key::new("probe") else { return Attempt::Untried };
-        let Ok(directory) = helper.directory(key).await else { return Attempt::Untried };
-        let attempt = match self.session.forward_streamlocal(&format!("{}/s", directory.path())).await {
-            Ok(forward) => {
-                self.session.cancel(forward).await;
-                Attempt::Allowed
-            }
-            Err(ForwardRefused::Denied { .. }) => Attempt::Refused,
-            Err(_) => Attempt::Untried,
-        };
-        // sshd leaves the socket behind; the directory goes with it.
-        if let Err(error) = helper.remove().await {
-            debug!(%error, "the probe's directory goes with the connection");
-        }
-        attempt
-    }
-
-    /// Proves that the listener is ours alone, or gives it up.
-    async fn check_listener(
-        &self,
-        inputs: &Inputs,
-        (helper, facts): (&Helper, &Facts),
-        forward: Forward,
-        port: u16,
-    ) -> Result<Forward, Error> {
-        let host = inputs.host();
-        if !facts.shows_sockets {
-            if inputs.options.caller_check == CallerCheck::TrustHostUsers {
-                inputs.observe(Event::Warning {
-                    message: format!(
-                        "{host} does not show who owns a connection, so every user there who gets hold of the \
-                         token is served (--trust-host-users)"
-                    ),
-                });
-                return Ok(forward);
-            }
-            self.session.cancel(forward).await;
-            return Err(Error::CannotCheckCallers { host, system: facts.system.clone() });
-        }
-        let listening = match helper.listeners(port).await {
-            Ok(listening) => listening,
-            Err(source) => {
-                self.session.cancel(forward).await;
-                return Err(Error::Helper { host, source });
-            }
-        };
-        match sockets::verify(&listening, facts.uid) {
-            Ok(others) => {
-                for other in others {
-                    debug!(address = %other.address, uid = other.uid.0, "somebody else listens on this port too");
-                }
-                Ok(forward)
-            }
-            Err(problem) => {
-                self.session.cancel(forward).await;
-                Err(Error::Listener { host, port, problem })
-            }
-        }
-    }
-
-    /// Sends a nonce to the port from the host's side; it must come out at our end.
-    async fn self_test(&self, inputs: &Inputs, mut forward: Forward, port: u16) -> Result<Forward, Error> {
-        let (stream, pump) = match self.session.direct_tcpip("127.0.0.1", port).await {
-            Ok(opened) => opened,
-            // PermitOpen and the like: the listener was verified, so this proves nothing against it.
-            Err(refused) => {
-                debug!(%refused, "the self-test could not be made");
-                return Ok(forward);
-            }
-        };
-        let nonce = Nonce::generate()?;
-        let expected = nonce.as_str().to_owned();
-        let send = async move {
-            let mut stream = stream;
-            // A connection that breaks shows as a nonce that does not arrive.
-            drop(stream.write_all(nonce.as_str().as_bytes()).await);
-            drop(stream.shutdown().await);
-        };
-        let sending = async {
-            tokio::join!(send, pump);
-            std::future::pending::<()>().await;
-        };
-        let arrived = async {
-            let mut candidates = JoinSet::new();
-            loop {
-                tokio::select! {
-                    arrival = forward.arrivals.recv() => match arrival {
-                        Some(arrival) => { candidates.spawn(bears(arrival, expected.clone())); }
-                        None => return false,
-                    },
-                    Some(candidate) = candidates.join_next() => if reraise(candidate) { return true; },
-                }
-            }
-        };
-        let arrived = async {
-            tokio::select! { () = sending => false, arrived = arrived => arrived }
-        };
-        if matches!(tokio::time::timeout(SELF_TEST_TIMEOUT, arrived).await, Ok(true)) {
-            return Ok(forward);
-        }
-        self.session.cancel(forward).await;
-        Err(Error::SelfTest { host: inputs.host(), port })
-    }
-
     /// Asks the login shell that will run in our environment what it exports, while we go on. After the helper, which
     /// needs its channel more where a server allows one only.
     fn ask_login_shell(&mut self, inputs: &Inputs) {
@@ -538,71 +364,6 @@ pub(super) async fn connect(
     Ok(connection.authenticate(target).await?)
 }
 
-/// Whether this connection brings the nonce, and nothing else first.
-async fn bears(arrival: Arrival, nonce: String) -> bool {
-    let Arrival { mut stream, pump, .. } = arrival;
-    let read = async move {
-        let mut said = vec![0; nonce.len()];
-        stream.read_exact(&mut said).await.is_ok() && said == nonce.as_bytes()
-    };
-    tokio::join!(read, pump).0
-}
-
-/// How a forward tells who is asking.
-#[derive(Clone)]
-enum Door {
-    /// By the uid that the host shows for the caller's end of the connection.
-    Checked { port: u16, helper: Helper },
-    /// Not at all (`--trust-host-users`).
-    Trusted { port: u16 },
-    /// By the kernel: the socket lies in a 0700 directory of this user, so nobody else can connect but root.
-    Socket { uid: Uid },
-}
-
-/// Accepts what comes through the forward until told to stop or the link is gone, then ends what is open.
-async fn serve_forward(
-    mut forward: Forward,
-    door: Door,
-    grants: Arc<Grants>,
-    mut stopping: watch::Receiver<bool>,
-) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            _ = stopping.changed() => break,
-            arrival = forward.arrivals.recv() => {
-                let Some(arrival) = arrival else { break };
-                connections.spawn(answer(arrival, door.clone(), Arc::clone(&grants)));
-            }
-            Some(ended) = connections.join_next() => reraise(ended),
-        }
-    }
-    connections.shutdown().await;
-}
-
-async fn answer(arrival: Arrival, door: Door, grants: Arc<Grants>) {
-    let Arrival { stream, pump, originator } = arrival;
-    let port = match door {
-        Door::Checked { port, .. } | Door::Trusted { port } => Some(port),
-        Door::Socket { .. } => None,
-    };
-    let caller = async move {
-        match (door, originator) {
-            (Door::Checked { port, helper }, Some(SocketAddr::V4(originator))) => {
-                helper.caller(originator, port).await.map(Caller::Uid)
-            }
-            (Door::Checked { .. }, _) => Err(Unproven::Gone),
-            (Door::Trusted { .. }, _) => Ok(Caller::Trusted),
-            (Door::Socket { uid }, _) => Ok(Caller::Uid(uid)),
-        }
-    };
-    let endpoint = Endpoint { port, originator_port: originator.map(|address| address.port()) };
-    tokio::join!(serve::connection(stream, &endpoint, caller, &grants), pump);
-}
-
-/// One round trip through the host and back, on a slow line.
-const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// When the connection dies, its end and the helper's come within one turn of the loop.
 const REASON_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -611,6 +372,3 @@ const REMOVE_TIMEOUT: Duration = Duration::from_millis(1000);
 
 /// What is left for the helper's end, which nobody waits for if it does not come.
 const BYE_TIMEOUT: Duration = Duration::from_millis(300);
-
-/// A user with more live brokers than this on one host has to name ports.
-const FALLBACK_PORTS: u16 = 8;

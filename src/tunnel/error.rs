@@ -1,0 +1,135 @@
+//! Why there is no tunnel, or none any more, by what the caller can do about it.
+
+use super::link::Lost;
+use crate::{
+    remote::{helper, install, probe::Refusal, sockets::ListenerProblem},
+    ssh,
+};
+
+/// Why there is no tunnel.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Ssh(#[from] ssh::error::Error),
+    #[error("{host} does not forward the port: {refusal}")]
+    Forward { host: String, refusal: Refusal },
+    #[error("the helper on {host} failed")]
+    Helper {
+        host: String,
+        #[source]
+        source: helper::Error,
+    },
+    #[error("could not put our files on {host}")]
+    Install {
+        host: String,
+        #[source]
+        source: install::Error,
+    },
+    #[error("no command runs on {host}, so there can be no shell or command with credentials there")]
+    NothingRuns {
+        host: String,
+        #[source]
+        source: Box<Self>,
+    },
+    #[error("no command runs on {host}, and SFTP is no way there either: {refused}")]
+    NoSftp {
+        host: String,
+        refused: ssh::error::ChannelRefused,
+        /// Why no command runs.
+        #[source]
+        source: Box<Self>,
+    },
+    #[error(
+        "{host} ({system}) does not show who owns a connection, so another user there could use your credentials unnoticed"
+    )]
+    CannotCheckCallers { host: String, system: String },
+    #[error("port {port} of {host} is not ours alone")]
+    Listener {
+        host: String,
+        port: u16,
+        #[source]
+        problem: ListenerProblem,
+    },
+    #[error("{host} does not forward a unix socket (AllowStreamLocalForwarding)")]
+    NoSocket {
+        host: String,
+        #[source]
+        source: ssh::error::ForwardRefused,
+    },
+    #[error("what we sent to port {port} of {host} did not come back to us, so something else is there")]
+    SelfTest { host: String, port: u16 },
+    #[error(transparent)]
+    NoRandomness(#[from] crate::random::NoRandomness),
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
+impl Error {
+    /// Returns the way out.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Ssh(e) => e.hint(),
+            Self::Forward { refusal, .. } => refusal.hint(),
+            Self::Helper { source, .. } => source.hint(),
+            Self::Install { source, .. } => source.hint(),
+            Self::NothingRuns { .. } => Some(
+                "with `-N` role credentials are kept in files there over SFTP, if the server offers that, for \
+                 programs that run there without a login"
+                    .to_owned(),
+            ),
+            Self::NoSftp { .. } => Some(
+                "the account must be able to run commands (`ssh HOST true` must work; a ForceCommand, a menu or \
+                 nologin prevents it), or sshd_config needs `Subsystem sftp internal-sftp`"
+                    .to_owned(),
+            ),
+            Self::CannotCheckCallers { .. } => {
+                Some("if you trust every user of that host, pass `--trust-host-users`".to_owned())
+            }
+            Self::Listener { problem, .. } => problem.hint(),
+            Self::SelfTest { port, .. } => {
+                // A neighbour that is a port for every port.
+                Some(format!("choose another port with `-R`, such as `-R {}`", port ^ 1))
+            }
+            Self::NoSocket { .. } => Some(
+                "use `--transport tcp`, or ask for `AllowStreamLocalForwarding yes` in sshd_config"
+                    .to_owned(),
+            ),
+            Self::Lost(Lost::Connection { source, .. }) => source.hint(),
+            Self::Lost(Lost::Helper { source: Some(source), .. } | Lost::Sftp { source: Some(source), .. }) => {
+                source.hint()
+            }
+            Self::Lost(Lost::Helper { .. } | Lost::Sftp { .. }) | Self::NoRandomness(_) => None,
+        }
+    }
+}
+
+impl Error {
+    /// Whether processes on the host may still be reached in another way than by a port.
+    pub(super) fn leaves_other_ways(&self) -> bool {
+        match self {
+            Self::Forward { .. } | Self::CannotCheckCallers { .. } => true,
+            // sshd's own doing. A listener that is not there or another user's is a server that lies.
+            Self::Listener { problem, .. } => matches!(problem, ListenerProblem::Exposed { .. }),
+            _ => false,
+        }
+    }
+
+    /// Whether files may still be put there over SFTP: a helper could not begin, or not do its work.
+    pub(super) fn leaves_sftp(&self) -> bool {
+        use helper::Error::{NoHelper, Unsuitable};
+        matches!(
+            self,
+            Self::Helper { source: NoHelper { .. } | Unsuitable { .. }, .. }
+                | Self::Ssh(ssh::error::Error::ChannelRefused(ssh::error::ChannelRefused::Request { .. }))
+        )
+    }
+
+    /// Returns the error with its cause, in one line.
+    pub(super) fn told(&self) -> String {
+        match self {
+            Self::Listener { problem, .. } => format!("{self}: {problem}"),
+            Self::Helper { source, .. } => source.to_string(),
+            _ => self.to_string(),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The port on the host: asked for, proven to be ours alone, and proven to lead to us.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    task::JoinSet,
+};
+use tracing::debug;
+
+use super::{
+    super::{CallerCheck, Error, Event, Inputs, PortWish, reraise},
+    Link,
+};
+use crate::{
+    remote::{
+        helper::{Facts, Helper, Nonce},
+        install::Key,
+        probe::{self, Attempt, Probes},
+        sockets,
+    },
+    ssh::{
+        error::ForwardRefused,
+        forward::{Arrival, Forward},
+    },
+};
+
+impl Link {
+    /// Takes the port that was asked for, or another one, and proves that it is ours and leads to us.
+    pub(super) async fn open_port(
+        &mut self,
+        inputs: &Inputs,
+        helper: (&Helper, &Facts),
+        wanted: u16,
+        asked: Result<(Forward, u16), ForwardRefused>,
+    ) -> Result<(), Error> {
+        let (forward, port) = match asked {
+            Ok((forward, _)) => (forward, wanted),
+            Err(refused) => self.another_port(inputs, helper, wanted, refused).await?,
+        };
+        let forward = self.check_listener(inputs, helper, forward, port).await?;
+        let forward = self.self_test(inputs, forward, port).await?;
+        self.forwards.push(forward);
+        self.ways.port = Some(port);
+        Ok(())
+    }
+
+    /// Finds out why the port was refused, and takes one of our own where that is what the user wants.
+    async fn another_port(
+        &self,
+        inputs: &Inputs,
+        (helper, facts): (&Helper, &Facts),
+        wanted: u16,
+        refused: ForwardRefused,
+    ) -> Result<(Forward, u16), Error> {
+        if !matches!(refused, ForwardRefused::Denied { .. }) {
+            return Err(Error::Ssh(refused.into()));
+        }
+        let listening = helper.listeners(wanted).await.ok();
+        let probes = Probes {
+            any_port: self.probe_any_port().await,
+            unix_socket: self.probe_unix_socket(helper).await,
+        };
+        let refusal = probe::classify(wanted, probes, listening.as_ref(), facts.uid);
+        if refusal.is_about_this_port() && inputs.options.port == PortWish::Auto {
+            for attempt in 0..FALLBACK_PORTS {
+                let port = probe::fallback_port(facts.uid, attempt);
+                match self.session.forward_tcp(port).await {
+                    Ok((forward, _)) => {
+                        let message = format!("{refusal}; using port {port} instead");
+                        inputs.observe(Event::Notice { message });
+                        return Ok((forward, port));
+                    }
+                    Err(ForwardRefused::Denied { .. }) => {}
+                    // Silence or the end of the connection: it would be the same for every port.
+                    Err(refused) => return Err(Error::Ssh(refused.into())),
+                }
+            }
+        }
+        Err(Error::Forward { host: inputs.host(), refusal })
+    }
+
+    async fn probe_any_port(&self) -> Attempt {
+        match self.session.forward_tcp(0).await {
+            Ok((forward, _)) => {
+                self.session.cancel(forward).await;
+                Attempt::Allowed
+            }
+            Err(ForwardRefused::Denied { .. }) => Attempt::Refused,
+            Err(_) => Attempt::Untried,
+        }
+    }
+
+    async fn probe_unix_socket(&self, helper: &Helper) -> Attempt {
+        let Some(key) = Key::new("probe") else { return Attempt::Untried };
+        let Ok(directory) = helper.directory(key).await else { return Attempt::Untried };
+        let attempt = match self.session.forward_streamlocal(&format!("{}/s", directory.path())).await {
+            Ok(forward) => {
+                self.session.cancel(forward).await;
+                Attempt::Allowed
+            }
+            Err(ForwardRefused::Denied { .. }) => Attempt::Refused,
+            Err(_) => Attempt::Untried,
+        };
+        // sshd leaves the socket behind; the directory goes with it.
+        if let Err(error) = helper.remove().await {
+            debug!(%error, "the probe's directory goes with the connection");
+        }
+        attempt
+    }
+
+    /// Proves that the listener is ours alone, or gives it up.
+    async fn check_listener(
+        &self,
+        inputs: &Inputs,
+        (helper, facts): (&Helper, &Facts),
+        forward: Forward,
+        port: u16,
+    ) -> Result<Forward, Error> {
+        let host = inputs.host();
+        if !facts.shows_sockets {
+            if inputs.options.caller_check == CallerCheck::TrustHostUsers {
+                inputs.observe(Event::Warning {
+                    message: format!(
+                        "{host} does not show who owns a connection, so every user there who gets hold of the \
+                         token is served (--trust-host-users)"
+                    ),
+                });
+                return Ok(forward);
+            }
+            self.session.cancel(forward).await;
+            return Err(Error::CannotCheckCallers { host, system: facts.system.clone() });
+        }
+        let listening = match helper.listeners(port).await {
+            Ok(listening) => listening,
+            Err(source) => {
+                self.session.cancel(forward).await;
+                return Err(Error::Helper { host, source });
+            }
+        };
+        match sockets::verify(&listening, facts.uid) {
+            Ok(others) => {
+                for other in others {
+                    debug!(address = %other.address, uid = other.uid.0, "somebody else listens on this port too");
+                }
+                Ok(forward)
+            }
+            Err(problem) => {
+                self.session.cancel(forward).await;
+                Err(Error::Listener { host, port, problem })
+            }
+        }
+    }
+
+    /// Sends a nonce to the port from the host's side; it must come out at our end.
+    async fn self_test(&self, inputs: &Inputs, mut forward: Forward, port: u16) -> Result<Forward, Error> {
+        let (stream, pump) = match self.session.direct_tcpip("127.0.0.1", port).await {
+            Ok(opened) => opened,
+            // PermitOpen and the like: the listener was verified, so this proves nothing against it.
+            Err(refused) => {
+                debug!(%refused, "the self-test could not be made");
+                return Ok(forward);
+            }
+        };
+        let nonce = Nonce::generate()?;
+        let expected = nonce.as_str().to_owned();
+        let send = async move {
+            let mut stream = stream;
+            // A connection that breaks shows as a nonce that does not arrive.
+            drop(stream.write_all(nonce.as_str().as_bytes()).await);
+            drop(stream.shutdown().await);
+        };
+        let sending = async {
+            tokio::join!(send, pump);
+            std::future::pending::<()>().await;
+        };
+        let arrived = async {
+            let mut candidates = JoinSet::new();
+            loop {
+                tokio::select! {
+                    arrival = forward.arrivals.recv() => match arrival {
+                        Some(arrival) => { candidates.spawn(bears(arrival, expected.clone())); }
+                        None => return false,
+                    },
+                    Some(candidate) = candidates.join_next() => if reraise(candidate) { return true; },
+                }
+            }
+        };
+        let arrived = async {
+            tokio::select! { () = sending => false, arrived = arrived => arrived }
+        };
+        if matches!(tokio::time::timeout(SELF_TEST_TIMEOUT, arrived).await, Ok(true)) {
+            return Ok(forward);
+        }
+        self.session.cancel(forward).await;
+        Err(Error::SelfTest { host: inputs.host(), port })
+    }
+}
+
+/// Whether this connection brings the nonce, and nothing else first.
+async fn bears(arrival: Arrival, nonce: String) -> bool {
+    let Arrival { mut stream, pump, .. } = arrival;
+    let read = async move {
+        let mut said = vec![0; nonce.len()];
+        stream.read_exact(&mut said).await.is_ok() && said == nonce.as_bytes()
+    };
+    tokio::join!(read, pump).0
+}
+
+/// One round trip through the host and back, on a slow line.
+const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A user with more live brokers than this on one host has to name ports.
+const FALLBACK_PORTS: u16 = 8;

@@ -1,0 +1,170 @@
+//! What lies on the host while a tunnel is up: put there once the link is verified, and again on every new link.
+
+use std::sync::Arc;
+
+use super::{Event, Inputs, TokenPlace, link::Link, role_files};
+use crate::{
+    names::ProfileName,
+    remote::{
+        self,
+        exports::Shell,
+        files::{self, Layout},
+        helper,
+        home::HomeFile,
+        install::{self, Hands, Installed, Place},
+        managed::{self, Managed},
+        shadow::{self, Shadow, Variable},
+    },
+};
+
+/// What lies on the host.
+pub(super) struct OnHost {
+    pub(super) files: Arc<Installed>,
+    /// Our block in the host's own configuration (`--install-profiles`).
+    pub(super) managed: Option<Managed>,
+    pub(super) exports: Exports,
+}
+
+/// What other shells on the host have to be told.
+pub(super) struct Exports {
+    pub(super) environment: remote::exports::Environment,
+    pub(super) login_shell: Option<Shell>,
+}
+
+/// Puts our files on the host.
+pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost, install::Error> {
+    let Some(directory) = link.directory.take() else { return Err(helper::Error::NoPlace.into()) };
+    match directory.place() {
+        Place::Home => inputs.observe(Event::Warning {
+            message: format!(
+                "nothing but the home directory can be written on {}, so the {} in `{}`",
+                inputs.host(),
+                if link.ways.file { "credentials lie" } else { "token lies" },
+                directory.path()
+            ),
+        }),
+        Place::Random => inputs.observe(Event::Warning {
+            message: format!(
+                "another user of {} holds our usual directory; this time it is `{}`",
+                inputs.host(),
+                directory.path()
+            ),
+        }),
+        Place::Runtime | Place::SharedMemory | Place::Temporary => {}
+    }
+    if let Some(below) = directory.below_home() {
+        inputs.observe(Event::Warning {
+            message: format!(
+                "the SFTP server of {} shows a part of the machine only, so programs there may know `{}` by another \
+                 path: if so, set AWS_CONFIG_FILE=\"$HOME/{below}/config\" and \
+                 AWS_SHARED_CREDENTIALS_FILE=\"$HOME/{below}/credentials\"",
+                inputs.host(),
+                directory.path(),
+            ),
+        });
+    }
+    let grants = inputs.grants.list();
+    let tokens: Vec<_> = grants.iter().map(|grant| grant.token.expose_for_token_file()).collect();
+    let mut grants = grants.iter().zip(&tokens).map(|(grant, token)| files::Grant {
+        profile: &grant.profile,
+        token,
+        region: grant.region.as_ref(),
+        output: grant.output.as_deref(),
+    });
+    let Some(default) = grants.next() else {
+        return Err(helper::Error::Unfit { name: "no grant".to_owned() }.into());
+    };
+    let exported = link.exported().await;
+    let alias = shadow::profile(&exported).and_then(|name| name.parse::<ProfileName>().ok());
+    let keep_config = inputs.options.keep_config;
+    let layout = Layout {
+        port: link.ways.port,
+        profiles: match (&link.ways.socket, link.ways.file) {
+            (Some(_), _) => files::Profiles::Socket,
+            (None, true) => files::Profiles::Files,
+            (None, false) => files::Profiles::Port,
+        },
+        default,
+        others: grants.collect(),
+        alias: alias.as_ref().filter(|_| !keep_config),
+        token_in_environment: inputs.options.token == TokenPlace::Environment,
+        keep_config,
+        command: inputs.command.as_deref(),
+        below_home: directory.below_home(),
+    };
+    let environment = layout.environment(directory.path());
+    let files = layout.files(directory.path());
+    let sections = layout.sections(directory.path());
+    let installed = Arc::new(directory.install(files).await?);
+    if link.ways.file {
+        let mut written = role_files::Written::default();
+        role_files::write(&inputs.grants, &installed, &mut written).await?;
+        link.keep_files(Arc::clone(&inputs.grants), Arc::clone(&installed), written);
+    }
+    for shadow in shadows(inputs, link, &exported).await {
+        inputs.observe(Event::Warning { message: shadow.to_string() });
+    }
+    let managed = match inputs.options.install_profiles {
+        true => install_profiles(inputs, link, installed.path(), &sections).await,
+        false => None,
+    };
+    let login_shell = link.facts.as_ref().and_then(|facts| Shell::of(facts.shell.as_deref()?));
+    Ok(OnHost { files: installed, managed, exports: Exports { environment, login_shell } })
+}
+
+/// Finds what on the host would be used instead of us.
+async fn shadows(inputs: &Inputs, link: &Link, exported: &[Variable]) -> Vec<Shadow> {
+    let host = inputs.host();
+    let keep = inputs.options.keep_config;
+    // Over SFTP no shell of ours runs, and nothing can be asked.
+    let (Hands::Helper(helper), Some(facts)) = (&link.hands, &link.facts) else { return Vec::new() };
+    let mut shadows = shadow::in_caches(&host, &facts.token_caches);
+    shadows.extend(shadow::in_login_shell(&host, exported, !keep));
+    if keep {
+        let config = HomeFile::config(helper).await;
+        let credentials = HomeFile::credentials(helper).await;
+        match (config, credentials) {
+            (Ok(config), Ok(credentials)) => shadows.extend(shadow::in_files(
+                &host,
+                config.content().unwrap_or_default(),
+                credentials.content().unwrap_or_default(),
+            )),
+            (Err(error), _) | (_, Err(error)) => inputs.observe(Event::Warning {
+                message: format!("what is in our way in the configuration of {host} is not known: {error}"),
+            }),
+        }
+    }
+    shadows
+}
+
+/// Puts our profiles into the host's own configuration. What cannot be done there is said, and the rest works without.
+async fn install_profiles(
+    inputs: &Inputs,
+    link: &Link,
+    directory: &str,
+    sections: &[managed::Wanted],
+) -> Option<Managed> {
+    let host = inputs.host();
+    let (Hands::Helper(helper), Some(facts)) = (&link.hands, &link.facts) else {
+        inputs.observe(Event::Warning {
+            message: format!(
+                "no command runs on {host}, so its `~/.aws/config` is left alone (--install-profiles)"
+            ),
+        });
+        return None;
+    };
+    match managed::install(helper, &facts.host, directory, sections).await {
+        Ok(outcome) => {
+            for left_out in &outcome.left_out {
+                inputs.observe(Event::Warning { message: left_out.told(&host) });
+            }
+            outcome.managed
+        }
+        Err(error) => {
+            inputs.observe(Event::Warning {
+                message: format!("no profile was put into `~/.aws/config` of {host}: {error}"),
+            });
+            None
+        }
+    }
+}
