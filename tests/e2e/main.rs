@@ -20,6 +20,7 @@ mod host_files;
 mod hostile;
 mod limits;
 mod load;
+mod recipes;
 mod refusals;
 mod sdks;
 mod sftp;

@@ -47,6 +47,20 @@ impl World {
         Self::with(SshdOptions::default())
     }
 
+    /// The same, and the host's user has an empty home that no other test sees.
+    pub fn fresh_home() -> Self {
+        Self::with_fresh_home(SshdOptions::default())
+    }
+
+    /// The same with another sshd, whose user's home is emptied.
+    pub fn with_fresh_home(options: SshdOptions) -> Self {
+        let User { uid, gid, home, .. } = &options.user;
+        let owner = format!("uid={uid},gid={gid},mode=755");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &owner, "none"]).arg(home).status();
+        assert!(mounted.unwrap().success(), "{} can be covered", home.display());
+        Self::with(options)
+    }
+
     /// The same with another sshd.
     pub fn with(options: SshdOptions) -> Self {
         let aws = FakeAws::start_blocking();

@@ -1,0 +1,3 @@
+//! The recipes of `docs/recipes.md`, each tried with the real thing.
+
+mod jupyterhub;
