@@ -73,17 +73,24 @@ const SETTINGS: [&str; 12] = [
 pub(crate) fn question(interactive: bool, outside: bool) -> String {
     let flags = if interactive { "-l -i -c" } else { "-c" };
     let unset = if outside { String::new() } else { format!("unset {}; ", VARIABLES.join(" ")) };
-    // csh knows neither `-l` with others nor a third stream.
+    // csh knows neither a third stream nor `-l` with other flags, and reads `.login` with that alone: the script, which
+    // is one line, goes through a variable, and `$` through another, as csh reads this line too.
+    let csh = if interactive {
+        "IFS= read -r q; export q; d=$; echo \"exec /bin/sh -c ${d}q:q\" | exec \"$s\" -l; exit"
+    } else {
+        "exec \"$s\" -c \"exec /bin/sh\""
+    };
     format!(
-        "exec /bin/sh -c 'exec 2>/dev/null; {unset}s=${{SHELL:-/bin/sh}}; case $s in (*csh) exec \"$s\" -c \"exec /bin/sh\" ;; esac; \
+        "exec /bin/sh -c 'exec 2>/dev/null; {unset}s=${{SHELL:-/bin/sh}}; case $s in (*csh) {csh} ;; esac; \
          exec 3<&0; exec \"$s\" {flags} \"exec /bin/sh <&3\" </dev/null'"
     )
 }
 
-/// Returns the script that prints what [`answer`] reads, each line marked with `mark`.
+/// Returns the script, one line, that prints what [`answer`] reads, each line marked with `mark`. The first one is
+/// empty, as an rc file may have left the terminal in the middle of a line.
 pub(crate) fn script(mark: &str) -> String {
     format!(
-        "for n in {names}; do eval \"v=\\${{$n-}} s=\\${{$n+s}}\"; [ -n \"$s\" ] || continue; \
+        "echo; for n in {names}; do eval \"v=\\${{$n-}} s=\\${{$n+s}}\"; [ -n \"$s\" ] || continue; \
          case $n in (*KEY*|*TOKEN) v=;; esac; \
          case $v in (*[!A-Za-z0-9/:._@+=,~-]*) v=;; esac; echo \"{mark} $n $v\"; done; echo \"{mark} end\"; exit 0\n",
         names = VARIABLES.join(" ")
@@ -193,7 +200,8 @@ mod tests {
     /// What a login shell answers whose rc files are `rc`.
     fn asked(shell: &str, rc: &str, interactive: bool, outside: bool) -> Vec<Variable> {
         let home = tempfile::tempdir().unwrap();
-        for name in [".profile", ".zshrc", ".tcshrc", ".config/fish/config.fish"] {
+        let rc_files = [".profile", ".zshrc", ".cshrc", ".config/fish/config.fish"];
+        for name in rc_files.into_iter().filter(|_| rc != CSH_LOGIN).chain([".login"]) {
             let path = home.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             #[expect(clippy::disallowed_methods, reason = "no secret")]
@@ -217,25 +225,49 @@ mod tests {
         answer(&text, "mark")
     }
 
+    const CSH_LOGIN: &str = "printf 'no newline'\nsetenv AWS_PROFILE corp\n";
+
+    #[test]
+    fn what_only_a_login_of_csh_reads_counts_for_a_person_and_not_for_a_command() {
+        for shell in ["tcsh", "bsd-csh"] {
+            assert_eq!(
+                asked(shell, CSH_LOGIN, true, false),
+                [variable("AWS_PROFILE", Some("corp"))],
+                "{shell}"
+            );
+            assert_eq!(asked(shell, CSH_LOGIN, false, false), [], "{shell}");
+        }
+    }
+
     #[test]
     fn every_login_shell_tells_what_its_rc_files_export() {
-        let sh = "echo Welcome; echo mark AWS_NOTHING x; read answer\nexport AWS_PROFILE=corp AWS_ACCESS_KEY_ID=CANARY AWS_CONFIG_FILE='/a b'\n";
-        let fish = "echo Welcome; set -gx AWS_PROFILE corp; set -gx AWS_ACCESS_KEY_ID CANARY; set -gx AWS_CONFIG_FILE '/a b'\n";
-        let csh = "echo Welcome\nsetenv AWS_PROFILE corp\nsetenv AWS_ACCESS_KEY_ID CANARY\nsetenv AWS_CONFIG_FILE '/a b'\n";
+        let sh = "echo Welcome; echo mark AWS_NOTHING x; read answer; printf title\nexport AWS_PROFILE=corp AWS_ACCESS_KEY_ID=CANARY AWS_CONFIG_FILE='/a b'\n";
+        let fish = "echo Welcome; printf title; set -gx AWS_PROFILE corp; set -gx AWS_ACCESS_KEY_ID CANARY; set -gx AWS_CONFIG_FILE '/a b'\n";
+        let csh = "echo Welcome; printf title\nsetenv AWS_PROFILE corp\nsetenv AWS_ACCESS_KEY_ID CANARY\nsetenv AWS_CONFIG_FILE '/a b'\n";
         let found = [
             variable("AWS_PROFILE", Some("corp")),
             variable("AWS_ACCESS_KEY_ID", None),
             variable("AWS_CONFIG_FILE", None),
         ];
-        for (shell, rc) in
-            [("bash", sh), ("dash", sh), ("ksh", sh), ("zsh", sh), ("fish", fish), ("tcsh", csh)]
-        {
+        for (shell, rc) in [
+            ("bash", sh),
+            ("dash", sh),
+            ("ksh", sh),
+            ("zsh", sh),
+            ("fish", fish),
+            ("tcsh", csh),
+            ("bsd-csh", csh),
+        ] {
             assert_eq!(asked(shell, rc, true, false), found, "{shell}");
             let outside = asked(shell, rc, true, true);
             assert!(outside.contains(&variable("AWS_ROLE_ARN", Some("outside"))), "{shell}: {outside:?}");
             // A command's shell reads fewer files.
             let command = asked(shell, rc, false, false);
-            assert_eq!(command.is_empty(), !["fish", "tcsh"].contains(&shell), "{shell}: {command:?}");
+            assert_eq!(
+                command.is_empty(),
+                !["fish", "tcsh", "bsd-csh"].contains(&shell),
+                "{shell}: {command:?}"
+            );
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use sandbox::{home::Output, sshd::SshdOptions, users::User};
+use sandbox::{home::Output, sshd::SshdOptions};
 
 use crate::support::{BASTION, PATIENCE, Tunnel, World, sdk};
 
@@ -16,41 +16,7 @@ const ARN: &str = "import boto3, sys; p = sys.argv[1] if len(sys.argv) > 1 else 
 /// What the user of the host has in `~/.aws/config` beforehand: odd bytes, and no newline at the end.
 const THEIRS: &[u8] = b"# \xc3\xa4 comment\r\n[profile mine]\r\nregion = us-east-1";
 
-/// A world whose host's user has an empty home that no other test sees.
-fn world(options: SshdOptions) -> World {
-    let user = User::host();
-    let owner = format!("uid={},gid={},mode=755", user.uid, user.gid);
-    let mut mount = Command::new("mount");
-    let mounted = mount.args(["-t", "tmpfs", "-o", &owner, "none"]).arg(&user.home).status().unwrap();
-    assert!(mounted.success());
-    World::with(options)
-}
-
 impl World {
-    /// A file in the home of the host's user.
-    fn home_file(&self, path: &str) -> PathBuf {
-        self.sshd.user().home.join(path)
-    }
-
-    /// Writes a file into the home of the host's user, as that user would.
-    fn plant(&self, path: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
-        let user = self.sshd.user();
-        let mut directory = user.home.clone();
-        let parts: Vec<_> = path.split('/').collect();
-        for part in &parts[..parts.len() - 1] {
-            directory.push(part);
-            if !directory.is_dir() {
-                std::fs::create_dir(&directory).unwrap();
-                chown(&directory, Some(user.uid), Some(user.gid)).unwrap();
-            }
-        }
-        let file = self.home_file(path);
-        std::fs::write(&file, content).unwrap();
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
-        chown(&file, Some(user.uid), Some(user.gid)).unwrap();
-        file
-    }
-
     /// Changes what is in a file of the host's user.
     fn replace(&self, path: &std::path::Path, content: &[u8]) {
         std::fs::write(path, content).unwrap();
@@ -105,7 +71,7 @@ fn processes_that_no_shell_of_ours_starts_find_every_profile_in_every_transport(
         if !forwards.is_empty() {
             options = options.config(forwards);
         }
-        let mut world = world(options);
+        let mut world = World::with_fresh_home(options);
         let config = world.plant(".aws/config", THEIRS, 0o640);
         let flags = ["-p", "dev", "-p", "audit", "--transport", transport, "--install-profiles"];
         for run in ["first", "second"] {
@@ -149,7 +115,7 @@ fn every_program_that_may_be_on_a_host_fetches_credentials() {
         ("unix", vec!["curl"]),
         ("unix", vec!["python3"]),
     ] {
-        let mut world = world(SshdOptions::default());
+        let mut world = World::fresh_home();
         let tunnel = world.tunnel(&["-p", "dev", "-p", "audit", "--transport", transport]);
         let config = std::fs::read_to_string(tunnel.directory().join("config")).unwrap();
         let (_, section) = config.split_once("[profile audit]").unwrap();
@@ -182,7 +148,7 @@ fn after_a_crash_the_profiles_fail_with_a_sentence_and_the_next_run_replaces_the
     if sandbox::isolated!() {
         return;
     }
-    let mut world = world(SshdOptions::default());
+    let mut world = World::fresh_home();
     let config = world.home_file(".aws/config");
     let flags = ["-p", "dev", "--transport", "unix", "--install-profiles"];
     let tunnel = world.tunnel(&flags);
@@ -214,7 +180,7 @@ fn profiles_that_the_user_has_are_left_to_them_and_named() {
     if sandbox::isolated!() {
         return;
     }
-    let mut world = world(SshdOptions::default());
+    let mut world = World::fresh_home();
     let theirs = b"[default]\nregion = us-east-1\n[profile dev]\nregion = us-west-2\n";
     let config = world.plant(".aws/config", theirs, 0o600);
     let keys = "[audit]\naws_access_key_id = AKIDEXAMPLE\naws_secret_access_key = x\n";
@@ -235,7 +201,7 @@ fn clean_removes_what_is_dead_and_leaves_a_running_broker_alone() {
     if sandbox::isolated!() {
         return;
     }
-    let mut world = world(SshdOptions::default());
+    let mut world = World::fresh_home();
     let config = world.plant(".aws/config", THEIRS, 0o600);
     let uid = world.sshd.user().uid;
     let old = world.plant(&format!(".cache/broker-{uid}-elsewhere-0badf00d/1/token-dev"), "x", 0o600);
@@ -273,7 +239,7 @@ fn what_the_old_procedures_left_does_no_harm_in_our_shells_and_is_named() {
     if sandbox::isolated!() {
         return;
     }
-    let mut world = world(SshdOptions::default());
+    let mut world = World::fresh_home();
     world.plant(".aws/sso/cache/0badf00d.json", COPIED_CACHE, 0o600);
     let keys = "[default]\naws_access_key_id = AKIDEXAMPLE\naws_secret_access_key = x\n";
     world.plant(".aws/credentials", keys, 0o600);
@@ -349,7 +315,7 @@ fn doctor_finds_nothing_wrong_with_a_good_host_and_changes_nothing() {
     if sandbox::isolated!() {
         return;
     }
-    let mut world = world(SshdOptions::default());
+    let mut world = World::fresh_home();
     world.plant(".aws/config", "[default]\nregion = x\n[profile a]\nsso_session = s\n", 0o600);
     // It needs no login to AWS.
     std::fs::remove_dir_all(world.laptop.join(".aws")).unwrap();
@@ -367,7 +333,7 @@ fn doctor_finds_everything_that_was_planted_and_each_has_its_fix() {
     if sandbox::isolated!() {
         return;
     }
-    let mut world = world(SshdOptions::default());
+    let mut world = World::fresh_home();
     world.plant(".aws/sso/cache/copied.json", COPIED_CACHE, 0o600);
     world.plant(".aws/credentials", "[default]\naws_access_key_id = x\n", 0o600);
     world.plant(
@@ -425,7 +391,7 @@ fn doctor_names_what_sshd_does_not_allow() {
         ("ForceCommand /bin/false", vec!["helper: the helper on bastion failed"]),
         ("DenyUsers *", vec!["connection: "]),
     ] {
-        let mut world = world(SshdOptions::default().config(setting));
+        let mut world = World::with_fresh_home(SshdOptions::default().config(setting));
         let squatter = setting.is_empty().then(|| std::net::TcpListener::bind("127.0.0.1:4144").unwrap());
         let (wrong, code) = world.doctor(&[BASTION]);
         drop(squatter);
@@ -443,7 +409,7 @@ fn doctor_looks_at_this_machine_when_no_host_is_named() {
     if sandbox::isolated!() {
         return;
     }
-    let mut world = world(SshdOptions::default());
+    let mut world = World::fresh_home();
     assert_eq!(world.doctor(&[]), (vec![], Some(0)));
 
     std::fs::remove_dir_all(world.laptop.join(".aws/sso")).unwrap();

@@ -9,6 +9,26 @@ use crate::support::{PATIENCE, World, sdk};
 
 const BOTO3: &str = "import boto3; print(boto3.client(\"sts\").get_caller_identity()[\"Arn\"])";
 
+/// Login shells with the rc file that they read as interactive ones. Each talks on both streams, says nonsense to the
+/// terminal, and names a profile as the procedure of copying the SSO cache does.
+const INTERACTIVE: [(&str, &str, &str); 8] = [
+    ("dash", ".profile", RC),
+    ("ash", ".profile", RC),
+    ("ksh", ".profile", RC),
+    ("bash", ".bash_profile", RC),
+    ("zsh", ".zshrc", RC),
+    (
+        "fish",
+        ".config/fish/config.fish",
+        "echo Welcome to the cluster; echo quota exceeded >&2; printf '\\e]0;title\\a'; set -gx AWS_PROFILE corp\n",
+    ),
+    ("tcsh", ".login", RC_CSH),
+    ("bsd-csh", ".login", RC_CSH),
+];
+const RC: &str = "echo Welcome to the cluster; echo quota exceeded >&2; printf '\\033]0;title\\007'\n\
+                  export AWS_PROFILE=corp\n";
+const RC_CSH: &str = "echo Welcome to the cluster\nprintf '\\033]0;title\\007'\nsetenv AWS_PROFILE corp\n";
+
 /// Login shells, and what is in the last line about each of the two proxy variables in their language.
 const SHELLS: [(&str, [&str; 2]); 7] = [
     ("dash", POSIX),
@@ -56,6 +76,39 @@ fn every_login_shell_has_the_role() {
         process.signal(nix::sys::signal::Signal::SIGINT);
         let output = process.wait(PATIENCE);
         world.heard("broker connect -N", &output);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn every_login_shell_on_a_terminal_has_the_role_behind_noisy_rc_files() {
+    if sandbox::isolated!() {
+        return;
+    }
+    // Debian's busybox is the shell that its name says.
+    std::os::unix::fs::symlink("/bin/busybox", "/run/ash").unwrap();
+    let python = sdk("python/bin/python");
+    for (name, rc, text) in INTERACTIVE {
+        let shell = ["/bin", "/usr/bin", "/run"].map(|directory| format!("{directory}/{name}"));
+        let shell = shell.iter().find(|path| Path::new(path).exists()).expect(name);
+        let options = SshdOptions::new(User::ensure(&format!("broker-{name}"), shell));
+        let mut world = World::with_fresh_home(options);
+        world.plant(rc, text, 0o644);
+        world.plant("who.py", BOTO3, 0o644);
+
+        let mut terminal = world.laptop.terminal(world.connect(&["-p", "dev"]), 24, 200);
+        terminal.wait_for_text("Welcome to the cluster", PATIENCE);
+        terminal.send(format!("{} who.py\r", python.display()));
+        terminal.wait_for_text(&World::arn("Developer"), PATIENCE);
+        // What runs there knows the terminal and the shell that it is in.
+        terminal.send("echo $SHELL; stty size; echo at $HOME\r");
+        terminal.wait_for_text(&format!("{shell}\r\n"), PATIENCE);
+        terminal.wait_for_text("24 200", PATIENCE);
+        terminal.wait_for_text(&format!("at {}", world.sshd.user().home.display()), PATIENCE);
+        terminal.send("exit 5\r");
+        let output = terminal.wait(PATIENCE);
+        world.heard("broker on a terminal", &output);
+        assert_eq!(output.code, Some(5), "{name}: {output}");
         world.assert_clean();
     }
 }

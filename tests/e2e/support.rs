@@ -157,6 +157,30 @@ impl World {
             .collect()
     }
 
+    /// A file in the home of the host's user.
+    pub fn home_file(&self, path: &str) -> PathBuf {
+        self.sshd.user().home.join(path)
+    }
+
+    /// Writes a file into the home of the host's user, as that user would.
+    pub fn plant(&self, path: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
+        let user = self.sshd.user();
+        let mut directory = user.home.clone();
+        let parts: Vec<_> = path.split('/').collect();
+        for part in &parts[..parts.len() - 1] {
+            directory.push(part);
+            if !directory.is_dir() {
+                std::fs::create_dir(&directory).unwrap();
+                std::os::unix::fs::chown(&directory, Some(user.uid), Some(user.gid)).unwrap();
+            }
+        }
+        let file = self.home_file(path);
+        std::fs::write(&file, content).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        std::os::unix::fs::chown(&file, Some(user.uid), Some(user.gid)).unwrap();
+        file
+    }
+
     /// A program as the host's user, as after another login.
     pub fn on_host(&self, program: &str, arguments: &[&str]) -> Command {
         self.as_user(self.sshd.user(), program, arguments)

@@ -42,9 +42,9 @@ fn start_hub(world: &World, directory: &Path) -> Process {
     let proxy = sdk("node_modules/configurable-http-proxy/bin/configurable-http-proxy");
     // What the old procedure put into an rc file, and where this test's S3 is.
     let mut environment = world.aws.environment();
-    environment.push(("AWS_PROFILE".into(), "dev".into()));
+    environment.push(("AWS_PROFILE", "dev".to_owned()));
     let environment: serde_json::Map<String, Value> =
-        environment.into_iter().map(|(name, value)| (name.to_string(), json!(value.to_string()))).collect();
+        environment.into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
     let settings = json!({
         "directory": directory, "user": world.sshd.user().name, "token": TOKEN,
         "proxy": ["node", proxy], "environment": environment,
