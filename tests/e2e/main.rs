@@ -20,6 +20,7 @@ mod host_files;
 mod hostile;
 mod limits;
 mod load;
+mod matrix;
 mod recipes;
 mod refusals;
 mod sdks;
