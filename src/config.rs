@@ -15,7 +15,7 @@ use crate::{
     names::{ProfileName, Region},
     remote::exports::Shell,
     ssh::{
-        config::{ConfigFile, Destination, Request, Surroundings},
+        config::{ConfigFile, Destination, Request, Session, Surroundings},
         target::{AddressFamily, Target},
     },
     tunnel::{CallerCheck, Options, PortWish, TokenPlace, Transport},
@@ -111,6 +111,7 @@ pub(crate) struct Flags {
     pub(crate) identity_files: Vec<PathBuf>,
     pub(crate) ssh_config: Option<PathBuf>,
     pub(crate) ssh_options: Vec<(String, String)>,
+    pub(crate) jump: Option<String>,
     pub(crate) inet4: bool,
     pub(crate) inet6: bool,
     pub(crate) host_key: Option<String>,
@@ -243,6 +244,14 @@ pub(crate) fn target(
         port: flags.ssh_port.or(destination.port),
         identity_files: flags.identity_files.clone(),
         options: flags.ssh_options.clone(),
+        jump: flags.jump.clone(),
+        session: if flags.no_shell {
+            Session::None
+        } else if flags.command.is_empty() {
+            Session::Shell
+        } else {
+            Session::Command(flags.command.join(" "))
+        },
         address_family: match (flags.inet4, flags.inet6) {
             (true, _) => Some(AddressFamily::Inet),
             (_, true) => Some(AddressFamily::Inet6),

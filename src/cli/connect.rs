@@ -570,7 +570,7 @@ pub(super) fn host_key(error: host_keys::Refused) -> Failure {
 pub(super) fn tunnel_failure(error: tunnel::Error) -> Failure {
     use crate::ssh::error::{ChannelRefused, Error as Ssh, ForwardRefused};
     let kind = match &error {
-        tunnel::Error::Ssh(Ssh::HostKey(_)) => Kind::HostKeyRefused,
+        tunnel::Error::Ssh(ssh) if ssh.is_host_key() => Kind::HostKeyRefused,
         // The connection is gone, whatever it was that we were waiting for.
         tunnel::Error::Ssh(
             Ssh::ForwardRefused(ForwardRefused::Closed { .. })

@@ -40,6 +40,10 @@ pub(super) struct HowToReach {
     #[arg(short = 'o', long = "ssh-option", value_name = "KEY=VALUE", value_parser = ssh_option)]
     ssh_options: Vec<(String, String)>,
 
+    /// Jump hosts to go through, each as ssh_config knows it; `none` goes directly
+    #[arg(short = 'J', long = "jump", value_name = "[USER@]HOST[:PORT],…")]
+    jump: Option<String>,
+
     /// Use IPv4 only
     #[arg(short = '4', conflicts_with = "inet6")]
     inet4: bool,
@@ -63,6 +67,7 @@ impl HowToReach {
             identity_files: self.identities.clone(),
             ssh_config: self.ssh_config.clone(),
             ssh_options: self.ssh_options.clone(),
+            jump: self.jump.clone(),
             inet4: self.inet4,
             inet6: self.inet6,
             host_key: self.host_key.clone(),

@@ -4,11 +4,28 @@ use std::{fmt, time::Duration};
 
 use super::{auth, dial, handler::Ended};
 
+/// The step in which a server behind a ProxyCommand has to answer.
+pub(super) const BEHIND_PROXY: &str = "key exchange, through its ProxyCommand";
+
 /// Why a connection could not be made or used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("could not reach `{host}:{port}`")]
     Unreachable { host: String, port: u16, source: dial::Cause },
+    /// A jump host on the way, and nothing that the target did.
+    #[error("the way through the jump host `{hop}` is closed")]
+    Jump { hop: String, source: Box<Self> },
+    /// A jump host that let us in does not connect us further.
+    #[error("the jump host `{hop}` did not connect us to `{host}:{port}`: {text}")]
+    JumpRefused { hop: String, host: String, port: u16, prohibited: bool, text: String },
+    /// Nothing knows a key of the jump host, so that it cannot be trusted.
+    #[error("nothing decides on the host key of the jump host `{hop}`")]
+    NoJumpKeys { hop: String },
+    #[error("could not start the ProxyCommand (`{program}`) for `{host}`")]
+    NoProxy { host: String, program: String, source: std::io::Error },
+    /// What carries the connection broke before it was one.
+    #[error("could not reach `{host}`")]
+    Broken { host: String, source: Box<dial::Broken> },
     #[error(transparent)]
     HostKey(#[from] HostKeyRefused),
     #[error(transparent)]
@@ -34,10 +51,29 @@ pub(crate) enum Error {
 }
 
 impl Error {
+    /// Returns whether it is the key of the host, or of one on the way to it, that stopped us.
+    pub(crate) fn is_host_key(&self) -> bool {
+        match self {
+            Self::HostKey(_) => true,
+            Self::Jump { source, .. } => source.is_host_key(),
+            _ => false,
+        }
+    }
+
     /// Returns what the person can do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Unreachable { source, host, .. } => source.hint(host),
+            Self::Jump { source, .. } => source.hint(),
+            Self::NoJumpKeys { .. } => None,
+            Self::NoProxy { .. } => Some("it is run by `$SHELL -c`: is SHELL set to a shell?".into()),
+            Self::Broken { source, .. } => source.hint(),
+            Self::JumpRefused { hop, prohibited: true, .. } => {
+                Some(format!("ask for `AllowTcpForwarding local` (or `yes`) in sshd_config of {hop}"))
+            }
+            Self::JumpRefused { hop, host, .. } => {
+                Some(format!("`HostName` and `Port` are looked up and dialled on {hop}: is {host} up, and known there?"))
+            }
             Self::HostKey(refused) => refused.hint.clone(),
             Self::Authentication(refused) => refused.hint(),
             Self::Weak { .. } => Some("ask its administrator for a current sshd".into()),
@@ -46,6 +82,11 @@ impl Error {
             Self::NoHandshake { .. } => Some(
                 "is it an SSH server that listens there? one that is overloaded or does not like your address \
                  (MaxStartups, a firewall, fail2ban) breaks off like this too"
+                    .into(),
+            ),
+            Self::Stalled { step: BEHIND_PROXY, .. } => Some(
+                "the ProxyCommand runs but brings no answer; it cannot ask anything at the terminal: log in to what it \
+                 needs first, or give it an agent or SSH_ASKPASS"
                     .into(),
             ),
             Self::Stalled { .. } => {

@@ -15,7 +15,7 @@ use super::{
     error::HostKeyRefused,
     known_hosts::{self, HostName, KnownHosts, Verdict},
     session::HostKeys,
-    target::{StrictHostKeyChecking, Target},
+    target::{StrictHostKeyChecking, Target, Way},
 };
 use crate::human::{BoxFuture, Human, Question};
 
@@ -97,6 +97,8 @@ pub(crate) struct KnownHostKeys {
     human: Arc<dyn Human>,
     /// The key that was accepted on this run: a reconnect must see the same one, whatever is on file.
     accepted: Mutex<Option<PublicKey>>,
+    /// The same of the jump host, which has files and a mind of its own.
+    jump: Option<Arc<Self>>,
 }
 
 impl KnownHostKeys {
@@ -111,7 +113,11 @@ impl KnownHostKeys {
         for warning in known.bad_lines() {
             tracing::warn!("{warning}");
         }
-        Ok(Self { target: target.clone(), name, known, human, accepted: Mutex::default() })
+        let jump = match &target.way {
+            Way::Jump(hop) => Some(Arc::new(Self::load(hop, Arc::clone(&human))?)),
+            Way::Direct | Way::Command(_) => None,
+        };
+        Ok(Self { target: target.clone(), name, known, human, accepted: Mutex::default(), jump })
     }
 
     async fn decide(&self, key: &PublicKey) -> Result<(), Refused> {
@@ -227,6 +233,10 @@ impl HostKeys for KnownHostKeys {
             *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
             Ok(())
         })
+    }
+
+    fn of_jump(&self) -> Option<Arc<dyn HostKeys>> {
+        self.jump.clone().map(|jump| jump as Arc<dyn HostKeys>)
     }
 }
 

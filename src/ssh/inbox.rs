@@ -18,6 +18,8 @@ use std::{
 
 use bytes::Bytes;
 
+use super::transport::Kill;
+
 /// How much may arrive on a channel.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Limit {
@@ -25,6 +27,9 @@ pub(super) enum Limit {
     Total(usize),
     /// At most so many bytes that wait in memory; the pump moves them to a file long before.
     Waiting(usize),
+    /// When so many bytes wait in memory, the connection is not read until half of them are gone: for a channel that is
+    /// the only one of its connection. Whoever reads may be slow, and nothing is lost.
+    Held(usize),
 }
 
 /// Which stream of a channel bytes came on.
@@ -109,6 +114,8 @@ pub(super) struct State {
     exit: Option<Exit>,
     pub(super) overflow: Overflow,
     wakers: [Option<Waker>; 3],
+    /// What [`Limit::Held`] holds.
+    transport: Option<Kill>,
 }
 
 /// Whether the channel may live on.
@@ -138,6 +145,7 @@ impl Inbox {
             exit: None,
             overflow: Overflow::default(),
             wakers: [None, None, None],
+            transport: None,
         }))
     }
 
@@ -147,6 +155,13 @@ impl Inbox {
 
     pub(super) fn set_limit(&self, limit: Limit) {
         self.state().limit = limit;
+    }
+
+    /// Names the connection that [`Limit::Held`] holds.
+    pub(super) fn set_transport(&self, transport: Kill) {
+        let mut state = self.state();
+        state.transport = Some(transport);
+        state.hold();
     }
 
     /// Takes what arrived.
@@ -159,6 +174,7 @@ impl Inbox {
         let full = match state.limit {
             Limit::Total(most) => state.received > most,
             Limit::Waiting(most) => state.waiting.saturating_add(bytes.len()) > most,
+            Limit::Held(_) => false,
         };
         if full {
             state.finish(End::TooMuch);
@@ -167,6 +183,7 @@ impl Inbox {
         if !state.deaf {
             state.waiting += bytes.len();
             state.chunks.push_back(Chunk { kind, bytes: Bytes::copy_from_slice(bytes) });
+            state.hold();
             state.wake(Waiter::Reader);
             if matches!(state.limit, Limit::Waiting(_)) {
                 state.wake(Waiter::Pump);
@@ -206,6 +223,7 @@ impl Inbox {
         state.deaf = true;
         state.chunks = VecDeque::new();
         state.waiting = 0;
+        state.hold();
         state.wake(Waiter::Pump);
     }
 
@@ -289,7 +307,19 @@ impl State {
     pub(super) fn pop(&mut self) -> Option<Chunk> {
         let chunk = self.chunks.pop_front()?;
         self.waiting = self.waiting.saturating_sub(chunk.bytes.len());
+        self.hold();
         Some(chunk)
+    }
+
+    /// Stops reading the connection when too much waits, and goes on when half of it is gone.
+    fn hold(&self) {
+        if let (Limit::Held(most), Some(transport)) = (self.limit, &self.transport) {
+            if self.waiting >= most {
+                transport.hold(true);
+            } else if self.waiting <= most / 2 {
+                transport.hold(false);
+            }
+        }
     }
 
     pub(super) fn is_deaf(&self) -> bool {

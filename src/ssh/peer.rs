@@ -17,7 +17,7 @@ use tokio::io::DuplexStream;
 use super::{
     error::{Error, HostKeyRefused},
     session::{HostKeys, Session, Unauthenticated},
-    target::{AddressFamily, Identities, KnownHostsFiles, StrictHostKeyChecking, Target},
+    target::{AddressFamily, Bind, Identities, KnownHostsFiles, StrictHostKeyChecking, Target, Way},
 };
 use crate::human::{BoxFuture, Human, Question};
 
@@ -35,7 +35,11 @@ pub(super) fn target() -> Target {
         port: 22,
         user: "alice".into(),
         host_key_alias: None,
+        way: Way::Direct,
         address_family: AddressFamily::Any,
+        bind: Bind::default(),
+        connection_attempts: 1,
+        tcp_keep_alive: true,
         connect_timeout: Duration::from_secs(10),
         identities: Identities { files: Vec::new(), explicit: false, only: false, agent: None },
         known_hosts: KnownHostsFiles { user: Vec::new(), global: Vec::new(), hash: false },
@@ -223,15 +227,20 @@ impl server::Handler for Peer {
 
     async fn channel_open_direct_tcpip(
         &mut self,
-        _: Channel<Msg>,
-        _: &str,
-        _: u32,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
         _: &str,
         _: u32,
         reply: ChannelOpenHandle,
         _: &mut server::Session,
     ) -> Result<(), Self::Error> {
-        reply.reject(russh::ChannelOpenFailure::ConnectFailed).await;
+        if host == "reachable" {
+            self.seen.lock().unwrap().commands.push((channel.id(), format!("connect {port}")));
+            reply.accept().await;
+        } else {
+            reply.reject(russh::ChannelOpenFailure::ConnectFailed).await;
+        }
         Ok(())
     }
 

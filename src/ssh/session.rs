@@ -19,13 +19,14 @@ use tracing::debug;
 
 use super::{
     algorithms, auth, config,
-    error::{ChannelRefused, Error, ForwardRefused, HostKeyRefused},
+    dial::Broken,
+    error::{BEHIND_PROXY, ChannelRefused, Error, ForwardRefused, HostKeyRefused},
     forward::{BIND_ADDRESS, Forward, Listener},
     handler::{ARRIVAL_LIMIT, Ended, Facts, Failure, Handler, Shared, ended_by},
     inbox::Limit,
     process::{Keep, Process, Size},
     pump::{Outward, Pump, Stream},
-    target::Target,
+    target::{Target, Way},
     terminal::Pty,
     transport::{Kill, Killed, Transport},
 };
@@ -49,6 +50,10 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(400);
 /// What a subsystem may send before it is read: more than all answers to what we ask for at once.
 const SUBSYSTEM_LIMIT: Limit = Limit::Waiting(2 << 20);
 
+/// What a connection inside this one may leave unread: the window of a whole channel (2 MiB), so that the line is
+/// never idle while the reader is busy sending.
+const CARRIED_LIMIT: Limit = Limit::Held(2 << 20);
+
 /// Decides whether a host may have the key that it shows.
 pub(crate) trait HostKeys: Send + Sync {
     /// Returns the types of the keys that are known for this host, most preferred first; empty for a new host.
@@ -56,6 +61,11 @@ pub(crate) trait HostKeys: Send + Sync {
 
     /// Judges `key`, which the host has proven to hold. May ask a person: no deadline runs meanwhile.
     fn check(&self, key: &PublicKey) -> BoxFuture<'_, Result<(), HostKeyRefused>>;
+
+    /// Returns what decides on the jump host of this one; `None` for a host without one.
+    fn of_jump(&self) -> Option<Arc<dyn HostKeys>> {
+        None
+    }
 }
 
 /// A connection whose server is known and whose user is not.
@@ -108,7 +118,14 @@ impl Unauthenticated {
         match within(limit, &shared.asking, connecting).await {
             Some(Ok(handle)) => Ok(Self { handle, shared, guard }),
             Some(Err(failure)) => Err(open_error(host, failure, shared.ended_already())),
-            None => Err(Error::Stalled { host, step: "key exchange", after: limit }),
+            None => {
+                let proxy = matches!(target.way, Way::Command(_));
+                Err(Error::Stalled {
+                    host,
+                    step: if proxy { BEHIND_PROXY } else { "key exchange" },
+                    after: limit,
+                })
+            }
         }
     }
 
@@ -147,6 +164,14 @@ fn open_error(host: String, failure: Failure, ended: Option<Ended>) -> Error {
             Error::Closed { host, source }
         }
         (Failure::Russh(error), _) => match error {
+            russh::Error::IO(error) if error.get_ref().is_some_and(|inner| inner.is::<Broken>()) => {
+                let inner = error.into_inner().and_then(|inner| inner.downcast::<Broken>().ok());
+                match inner {
+                    Some(source) => Error::Broken { host, source },
+                    // It was one just before.
+                    None => Error::NoHandshake { host, source: Ended::Closed },
+                }
+            }
             russh::Error::Disconnect | russh::Error::HUP | russh::Error::IO(_) => {
                 Error::NoHandshake { host, source: ended_by(error) }
             }
@@ -282,6 +307,20 @@ impl Session {
         let opening = self.handle.channel_open_direct_tcpip(host, port.into(), BIND_ADDRESS, 0);
         let channel = self.opened("a connection", opening).await?;
         Ok(Pump::stream(self.outward(channel, ARRIVAL_LIMIT), None))
+    }
+
+    /// Connects to `host:port` as the server sees them, for a connection of its own that this one carries. It must
+    /// stay the only channel: while its reader is behind, nothing of this connection is read.
+    pub(super) async fn carry(&self, host: &str, port: u16) -> Result<(Stream, Pump), ChannelRefused> {
+        let opening = self.handle.channel_open_direct_tcpip(host, port.into(), BIND_ADDRESS, 0);
+        let channel = self.outward(self.opened("a connection", opening).await?, CARRIED_LIMIT);
+        channel.inbox.set_transport(self.shared.kill.clone());
+        Ok(Pump::stream(channel, None))
+    }
+
+    /// Returns why the connection is over, if it is.
+    pub(super) fn ended_already(&self) -> Option<Ended> {
+        self.shared.ended_already()
     }
 
     async fn open_session(&self, what: &'static str, keep: Keep) -> Result<Outward, ChannelRefused> {

@@ -299,6 +299,66 @@ async fn what_a_server_refuses_to_open_is_told_in_its_words() {
 }
 
 #[tokio::test]
+async fn what_is_carried_waits_for_a_slow_reader_and_holds_a_bounded_amount() {
+    const ALL: usize = 16 << 20;
+    let (session, server) = session().await;
+    let (mut stream, pump) = session.carry("reachable", 22).await.unwrap();
+    let id = server.running("connect 22").await;
+    let sending = async {
+        for n in 0..ALL / 32_000 {
+            server.handle.data(id, vec![n as u8; 32_000]).await.map_err(drop).unwrap();
+        }
+        server.handle.eof(id).await.unwrap();
+        server.handle.close(id).await.unwrap();
+    };
+    let inbox = session.shared.channels.find(id.into()).unwrap();
+    let reading = async {
+        // Nobody reads until as much waits as may.
+        let waiting = async {
+            while inbox.state().waiting < 2 << 20 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        soon(waiting).await;
+        let (mut read, mut most, mut chunk) = (0, 0, vec![0; 64 * 1024]);
+        loop {
+            most = most.max(inbox.state().waiting);
+            let n = soon(stream.read(&mut chunk)).await.unwrap();
+            if n == 0 {
+                break (read, most);
+            }
+            assert!(chunk[..n].iter().enumerate().all(|(i, byte)| *byte == ((read + i) / 32_000) as u8));
+            read += n;
+        }
+    };
+    let ((), (read, most), _) = tokio::join!(sending, reading, pump);
+    assert_eq!(read, ALL / 32_000 * 32_000);
+    // One packet more, because what was read from the transport is delivered.
+    assert!(most <= (2 << 20) + (64 << 10), "{most}");
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_holds_nothing_up() {
+    let (session, server) = session().await;
+    let (stream, _pump) = session.carry("reachable", 22).await.unwrap();
+    let id = server.running("connect 22").await;
+    let inbox = session.shared.channels.find(id.into()).unwrap();
+    let sending = async {
+        for _ in 0..128 {
+            server.handle.data(id, vec![0; 32_000]).await.map_err(drop).unwrap();
+        }
+    };
+    let leaving = async {
+        while inbox.state().waiting < 2 << 20 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        drop(stream);
+    };
+    soon(async { tokio::join!(sending, leaving) }).await;
+    assert!(session.answers(PATIENCE).await);
+}
+
+#[tokio::test]
 async fn a_helper_can_be_talked_to_and_told_the_end() {
     let (session, server) = session().await;
     let (process, pump) = session.exec("helper", Keep::AtMost(1000)).await.unwrap();

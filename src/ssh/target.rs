@@ -13,7 +13,14 @@ pub(crate) struct Target {
     pub(crate) user: String,
     /// The name that known_hosts is asked for instead of `hostname` (`HostKeyAlias`).
     pub(crate) host_key_alias: Option<String>,
+    pub(crate) way: Way,
     pub(crate) address_family: AddressFamily,
+    /// Where our end of the TCP connection is.
+    pub(crate) bind: Bind,
+    /// `ConnectionAttempts`: how often every address is tried before we give up; at least 1.
+    pub(crate) connection_attempts: u32,
+    /// `TCPKeepAlive`
+    pub(crate) tcp_keep_alive: bool,
     /// Bounds dialling, version exchange and key exchange, as `ConnectTimeout` does.
     pub(crate) connect_timeout: Duration,
     pub(crate) identities: Identities,
@@ -27,6 +34,33 @@ pub(crate) struct Target {
     pub(crate) server_alive_count_max: usize,
     /// Never ask a person (`--batch`, `BatchMode`).
     pub(crate) batch: bool,
+}
+
+/// What carries the connection.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Way {
+    /// TCP.
+    Direct,
+    /// The standard input and output of a process (`ProxyCommand`).
+    Command(ProxyCommand),
+    /// A channel of a connection to this host (`ProxyJump`), whose own way may be another one.
+    Jump(Box<Target>),
+}
+
+/// `ProxyCommand`, ready to run.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ProxyCommand {
+    /// The user's shell.
+    pub(crate) shell: PathBuf,
+    /// The line for it, tokens expanded.
+    pub(crate) line: String,
+}
+
+/// `BindAddress` and `BindInterface`; the former wins.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Bind {
+    pub(crate) address: Option<String>,
+    pub(crate) interface: Option<String>,
 }
 
 /// `AddressFamily`.

@@ -6,7 +6,10 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -41,6 +44,8 @@ pub(crate) struct Kill(Arc<Switch>);
 #[derive(Debug)]
 struct Switch {
     killed: watch::Sender<Option<Killed>>,
+    /// Whether nothing more is read for now.
+    held: AtomicBool,
     wakers: Mutex<Wakers>,
 }
 
@@ -52,7 +57,8 @@ struct Wakers {
 
 impl Kill {
     fn new() -> Self {
-        Self(Arc::new(Switch { killed: watch::Sender::new(None), wakers: Mutex::default() }))
+        let held = AtomicBool::new(false);
+        Self(Arc::new(Switch { killed: watch::Sender::new(None), held, wakers: Mutex::default() }))
     }
 
     /// Makes every read and write fail from now on. The first reason stays.
@@ -67,6 +73,17 @@ impl Kill {
         let Wakers { reader, writer } = std::mem::take(&mut *self.wakers());
         for waker in [reader, writer].into_iter().flatten() {
             waker.wake();
+        }
+    }
+
+    /// Stops reading, or goes on with it. Whoever stops it goes on soon: nothing of the connection arrives meanwhile.
+    pub(super) fn hold(&self, held: bool) {
+        let was = self.0.held.swap(held, Ordering::AcqRel);
+        if was && !held {
+            let reader = self.wakers().reader.take();
+            if let Some(waker) = reader {
+                waker.wake();
+            }
         }
     }
 
@@ -143,6 +160,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.kill.check()?;
+        if self.kill.0.held.load(Ordering::Acquire) {
+            self.kill.wakers().reader = Some(cx.waker().clone());
+            // It may have gone on just before the waker was there, or been killed.
+            self.kill.check()?;
+            if self.kill.0.held.load(Ordering::Acquire) {
+                return Poll::Pending;
+            }
+        }
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
         if polled.is_pending() {
             self.kill.wakers().reader = Some(cx.waker().clone());
@@ -207,6 +232,32 @@ mod tests {
         let (written, ()) = tokio::join!(write, read);
         written.unwrap();
         assert_eq!(kill.reason(), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_held_is_not_read_until_it_goes_on_and_can_be_killed() {
+        let (ours, mut theirs) = duplex(16);
+        let (mut transport, kill) = Transport::new(ours);
+        theirs.write_all(b"x").await.unwrap();
+        kill.hold(true);
+        let mut byte = [0; 1];
+        {
+            let mut read = std::pin::pin!(transport.read(&mut byte));
+            assert!(futures_pending(read.as_mut()).await, "nothing is read while it is held");
+            kill.hold(false);
+            assert_eq!(read.await.unwrap(), 1);
+        }
+        kill.hold(true);
+        let (read, ()) = tokio::join!(transport.read(&mut byte), async {
+            tokio::task::yield_now().await;
+            kill.kill(Killed::Ours);
+        });
+        assert!(read.is_err());
+    }
+
+    /// Whether `future` waits when it is polled once.
+    async fn futures_pending<F: Future>(mut future: Pin<&mut F>) -> bool {
+        std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await
     }
 
     #[tokio::test]

@@ -356,10 +356,10 @@ pub(super) async fn connect(
     human: &Arc<dyn Human>,
     introduced: impl FnOnce(&ServerFacts),
 ) -> Result<Session, Error> {
-    let stream = dial::dial(target).await?;
+    let stream = dial::dial(target, host_keys, human).await?;
     let peer = stream.peer();
     let connection =
-        Unauthenticated::open(stream, Some(peer), target, Arc::clone(host_keys), Arc::clone(human)).await?;
+        Unauthenticated::open(stream, peer, target, Arc::clone(host_keys), Arc::clone(human)).await?;
     introduced(&connection.facts());
     Ok(connection.authenticate(target).await?)
 }

@@ -13,6 +13,7 @@ use super::{
     keyword::{self, Keyword, Syntax},
     line::{self, Line, Place},
     pattern::{self, ListMatch},
+    way,
 };
 use crate::private_fs;
 
@@ -45,6 +46,30 @@ pub(super) struct Evaluated {
     /// The name to dial, in its one spelling.
     pub(super) host: String,
     pub(super) warnings: Vec<Warning>,
+}
+
+impl Evaluated {
+    /// Returns the name of the jump host that connects us to the host, or nothing.
+    pub(super) fn jump_host(&self) -> &str {
+        jump_host(&self.first)
+    }
+}
+
+/// `%j`: the last host that `ProxyJump` names, without its user and port.
+fn jump_host<'a>(first: &'a BTreeMap<&'static str, Setting>) -> &'a str {
+    let setting =
+        first.get("proxy").filter(|setting| setting.args.get(1).is_some_and(|name| name == "ProxyJump"));
+    let value = setting.map_or("", Setting::value);
+    if value.eq_ignore_ascii_case("none") {
+        return "";
+    }
+    let last = value.rsplit(',').next().unwrap_or_default();
+    let last = last.strip_prefix("ssh://").unwrap_or(last);
+    let host = last.rsplit('@').next().unwrap_or_default();
+    match host.strip_prefix('[') {
+        Some(bracketed) => bracketed.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    }
 }
 
 /// Evaluates the command line, the user's file and the system's file for one host.
@@ -121,6 +146,10 @@ impl Evaluator<'_> {
         }
         if let Some(port) = self.request.port {
             set("port", port.to_string());
+        }
+        if let Some(jump) = &self.request.jump {
+            let line = line::parse_option("ProxyJump", jump)?;
+            self.setting(Keyword::Proxy("ProxyJump"), &line, true, true)?;
         }
         for (keyword, value) in &self.request.options {
             let line = line::parse_option(keyword, value)?;
@@ -362,9 +391,15 @@ impl Evaluator<'_> {
                 return Ok(());
             }
             Keyword::Proxy(name) => {
+                let mut value = line.rest.trim_start_matches([' ', '\t', '=']);
+                if name == "ProxyJump" {
+                    // A command may hold a `#`, a host cannot.
+                    value = value.split('#').next().unwrap_or_default().trim_end();
+                    way::check_jump(value)
+                        .map_err(|why| Error::bad(&line.place, format!("`proxyjump`: {why}")))?;
+                }
                 if active && !self.first.contains_key("proxy") {
-                    let value = line.rest.trim_start_matches([' ', '\t', '=']).to_owned();
-                    let args = vec![value, name.to_owned()];
+                    let args = vec![value.to_owned(), name.to_owned()];
                     self.first.insert("proxy", Setting { args, place: line.place.clone(), by_user });
                 }
                 return Ok(());
@@ -438,6 +473,7 @@ impl Evaluator<'_> {
             home: self.home,
             local_user: &self.surroundings.local_user,
             local_hostname: &self.surroundings.local_hostname,
+            jump: jump_host(&self.first),
         }
     }
 

@@ -23,6 +23,8 @@ pub(super) struct Tokens<'a> {
     pub(super) local_user: &'a str,
     /// `%l`, and up to its first dot `%L`
     pub(super) local_hostname: &'a str,
+    /// `%j`: the jump host, or nothing.
+    pub(super) jump: &'a str,
 }
 
 impl Tokens<'_> {
@@ -38,8 +40,7 @@ impl Tokens<'_> {
             'l' => self.local_hostname.to_owned(),
             'L' => self.local_hostname.split('.').next().unwrap_or_default().to_owned(),
             'i' => rustix::process::getuid().as_raw().to_string(),
-            // The jump host, which we have none of as long as `ProxyJump` is refused.
-            'j' => String::new(),
+            'j' => self.jump.to_owned(),
             'C' => self.connection_hash()?,
             _ => return None,
         })
@@ -47,7 +48,7 @@ impl Tokens<'_> {
 
     /// `%C`: SHA-1 over `%l%h%p%r%j`, in hexadecimal.
     fn connection_hash(&self) -> Option<String> {
-        let text = format!("{}{}{}{}", self.local_hostname, self.host, self.port, self.user?);
+        let text = format!("{}{}{}{}{}", self.local_hostname, self.host, self.port, self.user?, self.jump);
         let hash = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
         Some(hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
     }
@@ -56,6 +57,11 @@ impl Tokens<'_> {
 /// Expands `%h` and `%%`, the only tokens that `HostName` may hold.
 pub(super) fn hostname(text: &str, typed: &str) -> Result<String, String> {
     expand(text, |token| (token == 'h').then(|| typed.to_owned()), None)
+}
+
+/// Expands the tokens that `ProxyCommand` and `ProxyJump` may hold; a `$` is the shell's.
+pub(super) fn proxy(text: &str, tokens: &Tokens<'_>) -> Result<String, String> {
+    expand(text, |token| if "hnpr".contains(token) { tokens.token(token) } else { None }, None)
 }
 
 /// Expands tokens and `${VAR}`.
@@ -138,6 +144,7 @@ mod tests {
         home: "/home/me",
         local_user: "me",
         local_hostname: "laptop.corp",
+        jump: "",
     };
 
     #[test]
@@ -157,6 +164,15 @@ mod tests {
         assert!(all("%C", &Tokens { user: None, ..TOKENS }, &env).is_err());
         assert_eq!(hostname("%h.corp%%$", "web").unwrap(), "web.corp%$");
         assert!(hostname("%n", "web").is_err());
+        let jumping = Tokens { jump: "j", ..TOKENS };
+        assert_eq!(all("%j", &jumping, &env).unwrap(), "j");
+        // printf 'laptop.corph.example2222themj' | sha1sum
+        assert_eq!(all("%C", &jumping, &env).unwrap(), "7881854817680460f84959a90ce9a5db4306e251");
+        assert_eq!(
+            proxy("nc %h %p # %r@%n %% $X ${X}", &TOKENS).unwrap(),
+            "nc h.example 2222 # them@alias % $X ${X}"
+        );
+        assert!(proxy("%d", &TOKENS).is_err());
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub(super) enum Syntax {
     Family,
     Time,
     Count,
+    Positive,
     Files,
     Agent,
 }
@@ -70,6 +71,7 @@ impl Syntax {
             Self::Family => family(arg).is_some(),
             Self::Time => time(arg).is_some(),
             Self::Count => count(arg).is_some(),
+            Self::Positive => count(arg).is_some_and(|count| count > 0),
             Self::Agent => match arg.strip_prefix('$') {
                 Some(name) if !name.starts_with('{') => {
                     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
@@ -198,6 +200,11 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "serveraliveinterval" => Value("serveraliveinterval", Syntax::Time),
         "serveralivecountmax" => Value("serveralivecountmax", Syntax::Count),
         "batchmode" => Value("batchmode", Syntax::Flag),
+        "bindaddress" => Value("bindaddress", Syntax::Text),
+        "bindinterface" => Value("bindinterface", Syntax::Text),
+        "connectionattempts" => Value("connectionattempts", Syntax::Positive),
+        "tcpkeepalive" | "keepalive" => Value("tcpkeepalive", Syntax::Flag),
+        "proxyusefdpass" => Value("proxyusefdpass", Syntax::Flag),
 
         "proxyjump" => Proxy("ProxyJump"),
         "proxycommand" => Proxy("ProxyCommand"),
@@ -244,8 +251,7 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         }
         "requiredrsasize" => usual("RequiredRSASize", always, false),
         // How we get there.
-        "bindaddress" => ignored("BindAddress", always, false),
-        "bindinterface" => ignored("BindInterface", always, false),
+        "checkhostip" => ignored("CheckHostIP", on, false),
         "canonicalizehostname" => ignored("CanonicalizeHostname", on, false),
         "nohostauthenticationforlocalhost" => ignored("NoHostAuthenticationForLocalhost", on, false),
 
@@ -257,10 +263,8 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         | "canonicalizepermittedcnames"
         | "casignaturealgorithms"
         | "channeltimeout"
-        | "checkhostip"
         | "clearallforwardings"
         | "compression"
-        | "connectionattempts"
         | "controlmaster"
         | "controlpath"
         | "controlpersist"
@@ -276,20 +280,17 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         | "hostbasedkeytypes"
         | "ipqos"
         | "kbdinteractivedevices"
-        | "keepalive"
         | "localcommand"
         | "loglevel"
         | "logverbose"
         | "numberofpasswordprompts"
         | "obscurekeystroketiming"
         | "permitremoteopen"
-        | "proxyusefdpass"
         | "rekeylimit"
         | "streamlocalbindmask"
         | "streamlocalbindunlink"
         | "syslogfacility"
         | "tag"
-        | "tcpkeepalive"
         | "tunneldevice"
         | "updatehostkeys"
         | "verifyhostkeydns"

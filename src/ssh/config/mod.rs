@@ -18,6 +18,7 @@ mod oracle;
 pub(crate) mod pattern;
 #[cfg(test)]
 mod tests;
+mod way;
 
 use std::{collections::BTreeMap, fmt, io, path::PathBuf, time::Duration};
 
@@ -25,6 +26,7 @@ pub(crate) use self::{destination::Destination, line::Place};
 use self::{
     evaluate::{Evaluated, Setting},
     keyword::Strict,
+    way::Visited,
 };
 use super::target::{AddressFamily, Identities, KnownHostsFiles, StrictHostKeyChecking, Target};
 use crate::private_fs;
@@ -57,10 +59,24 @@ pub(crate) struct Request {
     pub(crate) options: Vec<(String, String)>,
     /// `-4`, `-6`
     pub(crate) address_family: Option<AddressFamily>,
+    /// `-J`
+    pub(crate) jump: Option<String>,
+    /// What will run there: `Match command` and `Match sessiontype` ask.
+    pub(crate) session: Session,
     /// `--batch`
     pub(crate) batch: bool,
     /// `--host-key`
     pub(crate) pinned_host_key: Option<String>,
+}
+
+/// What runs on the host.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Session {
+    #[default]
+    Shell,
+    Command(String),
+    /// `-N`, and what a jump host is for.
+    None,
 }
 
 /// The machine and the person that we run for.
@@ -109,6 +125,8 @@ pub(crate) enum Error {
     Line { place: Place, why: String },
     #[error("{place}: `{keyword}` is not supported yet")]
     NotSupported { place: Place, keyword: &'static str },
+    #[error("the jump hosts lead in a circle: `{}` is reached through itself", host.escape_debug())]
+    JumpLoop { host: String },
     #[error("{place}: the configuration refuses this connection: {message}")]
     Refused { place: Place, message: String },
     #[error("`{}` is not a destination: {why}", typed.escape_debug())]
@@ -129,8 +147,11 @@ impl Error {
     /// Returns what the person can do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::NotSupported { keyword: keyword @ ("ProxyJump" | "ProxyCommand"), .. } => {
-                Some(format!("if the host can be reached directly, add `-o {keyword}=none`"))
+            Self::JumpLoop { host } => Some(format!(
+                "keep it out of the block that says `ProxyJump` (`Host * !{host}`), or put `ProxyJump none` for it above"
+            )),
+            Self::NotSupported { keyword: "ProxyUseFdpass", .. } => {
+                Some("use a ProxyCommand that passes the bytes on, with `-o ProxyUseFdpass=no`".to_owned())
             }
             Self::NotSupported { keyword, .. } => {
                 Some(format!("if you can do without it for this connection, add `-o {keyword}=none`"))
@@ -172,11 +193,20 @@ pub(crate) fn resolve(
     request: &Request,
     surroundings: &Surroundings,
 ) -> Result<(Target, Vec<Warning>), Error> {
+    resolve_behind(request, surroundings, Vec::new())
+}
+
+/// The same for a jump host on the way to those `behind` it.
+fn resolve_behind(
+    request: &Request,
+    surroundings: &Surroundings,
+    behind: Vec<Visited>,
+) -> Result<(Target, Vec<Warning>), Error> {
     let home =
         surroundings.home.to_str().ok_or_else(|| Error::NotText { path: surroundings.home.clone() })?;
     destination::check_host(&request.host)?;
     let evaluated = evaluate::evaluate(request, surroundings, home)?;
-    Resolver { request, surroundings, home, evaluated }.target()
+    Resolver { request, surroundings, home, evaluated, behind }.target()
 }
 
 struct Resolver<'a> {
@@ -184,6 +214,8 @@ struct Resolver<'a> {
     surroundings: &'a Surroundings,
     home: &'a str,
     evaluated: Evaluated,
+    /// The hosts that will be reached through this one.
+    behind: Vec<Visited>,
 }
 
 impl Resolver<'_> {
@@ -212,13 +244,24 @@ impl Resolver<'_> {
         let hostname = self.evaluated.host.clone();
         let strict_host_key_checking = self.strict_host_key_checking()?;
         let (server_alive_interval, server_alive_count_max) = self.server_alive()?;
+        let here = Visited { hostname: hostname.clone(), port, user: user.clone() };
+        self.refuse_loop(&here)?;
+        let way = self.way(here)?;
+        let connection_attempts = match self.setting("connectionattempts") {
+            Some(setting) => keyword::count(setting.value()).ok_or_else(|| not_a_value(setting))?,
+            None => 1,
+        };
         let target = Target {
             original: self.request.host.clone(),
             hostname,
             port,
             user,
             host_key_alias,
+            way,
             address_family,
+            bind: self.bind(),
+            connection_attempts,
+            tcp_keep_alive: self.setting("tcpkeepalive").is_none() || self.flag("tcpkeepalive")?,
             connect_timeout,
             identities,
             known_hosts,
@@ -260,10 +303,6 @@ impl Resolver<'_> {
                 refuse(setting, keyword)?;
             }
         }
-        if let Some(setting) = self.setting("proxy") {
-            let jump = setting.args.get(1).is_some_and(|name| name == "ProxyJump");
-            refuse(setting, if jump { "ProxyJump" } else { "ProxyCommand" })?;
-        }
         Ok(())
     }
 
@@ -277,6 +316,7 @@ impl Resolver<'_> {
             home: self.home,
             local_user: &self.surroundings.local_user,
             local_hostname: &self.surroundings.local_hostname,
+            jump: self.evaluated.jump_host(),
         }
     }
 

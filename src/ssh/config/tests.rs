@@ -3,24 +3,25 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use proptest::prelude::*;
 
 use super::*;
+use crate::ssh::target::{Bind, Way};
 
 /// A temporary HOME with a configuration in it.
-struct Home {
+pub(super) struct Home {
     directory: tempfile::TempDir,
 }
 
 impl Home {
-    fn new(config: &str) -> Self {
+    pub(super) fn new(config: &str) -> Self {
         let home = Self { directory: tempfile::tempdir().unwrap() };
         home.file(".ssh/config", config);
         home
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    fn file(&self, name: &str, text: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         io::Write::write_all(&mut fs::File::create(&path).unwrap(), text.as_bytes()).unwrap();
@@ -28,7 +29,7 @@ impl Home {
         path
     }
 
-    fn surroundings(&self) -> Surroundings {
+    pub(super) fn surroundings(&self) -> Surroundings {
         Surroundings {
             home: self.path().to_owned(),
             local_user: "me".to_owned(),
@@ -40,27 +41,27 @@ impl Home {
         }
     }
 
-    fn resolve(&self, host: &str) -> Result<(Target, Vec<Warning>), Error> {
+    pub(super) fn resolve(&self, host: &str) -> Result<(Target, Vec<Warning>), Error> {
         resolve(&request(host), &self.surroundings())
     }
 
-    fn target(&self, host: &str) -> Target {
+    pub(super) fn target(&self, host: &str) -> Target {
         let (target, warnings) = self.resolve(host).unwrap();
         assert_eq!(warnings, [], "nobody should be warned");
         target
     }
 
-    fn warnings(&self, host: &str) -> Vec<String> {
+    pub(super) fn warnings(&self, host: &str) -> Vec<String> {
         let strip = |warning: &Warning| warning.to_string().replace(self.path().to_str().unwrap(), "");
         self.resolve(host).unwrap().1.iter().map(strip).collect()
     }
 
-    fn error(&self, host: &str) -> String {
+    pub(super) fn error(&self, host: &str) -> String {
         self.resolve(host).unwrap_err().to_string().replace(self.path().to_str().unwrap(), "")
     }
 }
 
-fn request(host: &str) -> Request {
+pub(super) fn request(host: &str) -> Request {
     Request { host: host.to_owned(), ..Request::default() }
 }
 
@@ -75,6 +76,10 @@ fn without_a_configuration_the_defaults_are_ours() {
         port: 22,
         user: "me".into(),
         host_key_alias: None,
+        way: Way::Direct,
+        bind: Bind::default(),
+        connection_attempts: 1,
+        tcp_keep_alive: true,
         address_family: AddressFamily::Any,
         connect_timeout: Duration::from_secs(10),
         identities: Identities {
@@ -322,12 +327,8 @@ fn files_that_include_themselves_are_an_error() {
 
 #[test]
 fn what_must_not_be_ignored_is_an_error_that_names_its_line() {
-    for (keyword, value) in [
-        ("ProxyJump", "bastion"),
-        ("ProxyCommand", "nc %h %p"),
-        ("RevokedHostKeys", "/etc/ssh/revoked"),
-        ("KnownHostsCommand", "/bin/hosts %h"),
-    ] {
+    for (keyword, value) in [("RevokedHostKeys", "/etc/ssh/revoked"), ("KnownHostsCommand", "/bin/hosts %h")]
+    {
         let home = Home::new(&format!("Host h\n {} {value}\n", keyword.to_lowercase()));
         assert_eq!(home.error("h"), format!("/.ssh/config:2: `{keyword}` is not supported yet"));
         assert!(home.resolve("h").unwrap_err().hint().unwrap().contains(&format!("-o {keyword}=none")));

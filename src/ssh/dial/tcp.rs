@@ -10,20 +10,23 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     task::JoinSet,
     time::{Instant, sleep_until, timeout_at},
 };
 use tracing::debug;
 
-use super::{
+use crate::ssh::{
     error::Error,
-    target::{AddressFamily, Target},
+    target::{AddressFamily, Bind, Target},
     transport::STALL_TIMEOUT,
 };
 
 /// How long one address gets before the next is tried beside it (RFC 8305, section 8).
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+
+/// Between two attempts on all addresses (`ConnectionAttempts`), as OpenSSH waits.
+const NEXT_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// More addresses than any bastion has; a name with more is not worth waiting for.
 const MOST_ADDRESSES: usize = 16;
@@ -34,6 +37,11 @@ pub(crate) enum Cause {
     NameNotFound(io::Error),
     /// The name has addresses, but none of the family that was asked for.
     NoAddress(AddressFamily),
+    /// `BindAddress` or `BindInterface` names nothing that we could connect from.
+    Bind {
+        name: String,
+        source: io::Error,
+    },
     /// What each address that failed said.
     Failed(Vec<(SocketAddr, io::Error)>),
     TimedOut(Duration),
@@ -43,6 +51,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NameNotFound(_) => f.write_str("the name could not be resolved"),
+            Self::Bind { name, .. } => write!(f, "`{name}` has no address to connect from"),
             Self::NoAddress(AddressFamily::Inet) => f.write_str("the name has no IPv4 address"),
             Self::NoAddress(AddressFamily::Inet6) => f.write_str("the name has no IPv6 address"),
             Self::NoAddress(AddressFamily::Any) => f.write_str("the name has no address"),
@@ -67,7 +76,7 @@ impl fmt::Display for Cause {
 impl std::error::Error for Cause {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::NameNotFound(error) => Some(error),
+            Self::NameNotFound(error) | Self::Bind { source: error, .. } => Some(error),
             Self::NoAddress(_) | Self::Failed(_) | Self::TimedOut(_) => None,
         }
     }
@@ -75,10 +84,13 @@ impl std::error::Error for Cause {
 
 impl Cause {
     /// Returns what the person can do about it.
-    pub(super) fn hint(&self, host: &str) -> Option<String> {
+    pub(crate) fn hint(&self, host: &str) -> Option<String> {
         match self {
             Self::NameNotFound(_) => {
                 Some(format!("check the spelling of `{host}`, or `HostName` in ssh_config"))
+            }
+            Self::Bind { .. } => {
+                Some("look at `BindAddress` and `BindInterface`; `ip address` lists what there is".into())
             }
             Self::NoAddress(_) => Some("leave the address family out (`-4`, `-6`, `AddressFamily`)".into()),
             Self::TimedOut(_) => Some("is a VPN or a jump host needed to get there?".into()),
@@ -100,20 +112,20 @@ impl Cause {
 /// sshd up to 10.0 leaves Nagle's algorithm on for forwards; with our delayed acknowledgements every request
 /// would take 44 ms.
 #[derive(Debug)]
-pub(crate) struct Dialled {
+pub(super) struct Tcp {
     stream: TcpStream,
     peer: SocketAddr,
 }
 
-impl Dialled {
+impl Tcp {
     /// Returns the address that answered.
-    pub(crate) fn peer(&self) -> SocketAddr {
+    pub(super) fn peer(&self) -> SocketAddr {
         self.peer
     }
 }
 
-/// Connects to `target`.
-pub(crate) async fn dial(target: &Target) -> Result<Dialled, Error> {
+/// Connects to `target`, from where it wants.
+pub(super) async fn connect(target: &Target) -> Result<Tcp, Error> {
     let unreachable =
         |cause| Error::Unreachable { host: target.hostname.clone(), port: target.port, source: cause };
     let deadline = Instant::now() + target.connect_timeout;
@@ -127,11 +139,26 @@ pub(crate) async fn dial(target: &Target) -> Result<Dialled, Error> {
     if addresses.is_empty() {
         return Err(unreachable(Cause::NoAddress(target.address_family)));
     }
-    let (stream, peer) = race(addresses, deadline, target.connect_timeout).await.map_err(unreachable)?;
-    if let Err(error) = tune(&stream) {
+    let from = match timeout_at(deadline, local_addresses(&target.bind)).await {
+        Ok(from) => from.map_err(unreachable)?,
+        Err(_) => return Err(unreachable(Cause::TimedOut(target.connect_timeout))),
+    };
+    let mut attempt = 1;
+    let (stream, peer) = loop {
+        match race(addresses.clone(), &from, deadline, target.connect_timeout).await {
+            Ok(connected) => break connected,
+            Err(Cause::Failed(_)) if attempt < target.connection_attempts => {
+                debug!(attempt, "no address answered; another attempt follows");
+                attempt += 1;
+                sleep_until(deadline.min(Instant::now() + NEXT_ATTEMPT)).await;
+            }
+            Err(cause) => return Err(unreachable(cause)),
+        }
+    };
+    if let Err(error) = tune(&stream, target.tcp_keep_alive) {
         debug!(%error, "the socket keeps some of its defaults");
     }
-    Ok(Dialled { stream, peer })
+    Ok(Tcp { stream, peer })
 }
 
 /// Keeps the wanted family, and lets families alternate so that a broken IPv6 costs one step (RFC 8305, section 4).
@@ -155,8 +182,51 @@ fn in_order(addresses: Vec<SocketAddr>, family: AddressFamily) -> Vec<SocketAddr
     ordered
 }
 
+/// Returns the addresses that we may connect from; none for any.
+async fn local_addresses(bind: &Bind) -> Result<Vec<IpAddr>, Cause> {
+    let (name, found) = match bind {
+        Bind { address: Some(name), .. } => {
+            let looked_up = tokio::net::lookup_host((name.as_str(), 0)).await;
+            (name, looked_up.map(|found| found.map(|address| address.ip()).collect::<Vec<_>>()))
+        }
+        Bind { interface: Some(name), .. } => (name, addresses_of(name)),
+        Bind { address: None, interface: None } => return Ok(Vec::new()),
+    };
+    let failed = |source| Cause::Bind { name: name.clone(), source };
+    let found = found.map_err(failed)?;
+    if found.is_empty() { Err(failed(io::ErrorKind::AddrNotAvailable.into())) } else { Ok(found) }
+}
+
+/// Returns the addresses of a network interface that reach beyond its own link.
+fn addresses_of(interface: &str) -> io::Result<Vec<IpAddr>> {
+    let all = nix::ifaddrs::getifaddrs()?.filter(|one| one.interface_name == interface);
+    let addresses = all.filter_map(|one| {
+        let address = one.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    });
+    let reaches = |address: &IpAddr| match address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    Ok(addresses.filter(reaches).collect())
+}
+
+async fn connect_from(from: Vec<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+    if from.is_empty() {
+        return TcpStream::connect(to).await;
+    }
+    let Some(local) = from.into_iter().find(|local| local.is_ipv4() == to.is_ipv4()) else {
+        return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "BindAddress is of the other family"));
+    };
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind(SocketAddr::new(local, 0))?;
+    socket.connect(to).await
+}
+
 async fn race(
     addresses: Vec<SocketAddr>,
+    from: &[IpAddr],
     deadline: Instant,
     limit: Duration,
 ) -> Result<(TcpStream, SocketAddr), Cause> {
@@ -166,7 +236,8 @@ async fn race(
     loop {
         let more = match left.next() {
             Some(address) => {
-                attempts.spawn(async move { (address, TcpStream::connect(address).await) });
+                let from = from.to_vec();
+                attempts.spawn(async move { (address, connect_from(from, address).await) });
                 left.len() > 0
             }
             None if attempts.is_empty() => return Err(Cause::Failed(failed)),
@@ -191,9 +262,9 @@ async fn race(
     }
 }
 
-fn tune(stream: &TcpStream) -> io::Result<()> {
+fn tune(stream: &TcpStream, keep_alive: bool) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    rustix::net::sockopt::set_socket_keepalive(stream, true)?;
+    rustix::net::sockopt::set_socket_keepalive(stream, keep_alive)?;
     #[cfg(target_os = "linux")]
     {
         let milliseconds = u32::try_from(STALL_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
@@ -203,7 +274,7 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-impl AsyncRead for Dialled {
+impl AsyncRead for Tcp {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -219,7 +290,7 @@ impl AsyncRead for Dialled {
     }
 }
 
-impl AsyncWrite for Dialled {
+impl AsyncWrite for Tcp {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -234,7 +305,7 @@ impl AsyncWrite for Dialled {
 }
 
 /// Whether `address` is this machine as a peer on it sees it: 127.0.0.0/8, `::1`, or an IPv4 one of these written as IPv6.
-pub(super) fn is_loopback(address: &str) -> bool {
+pub(crate) fn is_loopback(address: &str) -> bool {
     address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
@@ -274,10 +345,59 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         drop(listener);
         let target = Target { hostname: "127.0.0.1".into(), port, ..target() };
-        let error = dial(&target).await.unwrap_err();
+        let error = connect(&target).await.unwrap_err();
         assert_eq!(error.to_string(), format!("could not reach `127.0.0.1:{port}`"));
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert_eq!(cause, "connection refused (127.0.0.1)");
+    }
+
+    #[tokio::test]
+    async fn our_end_is_where_it_is_wanted() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let with = |address: Option<&str>, interface: Option<&str>| Target {
+            hostname: "127.0.0.1".into(),
+            port,
+            bind: Bind { address: address.map(Into::into), interface: interface.map(Into::into) },
+            ..target()
+        };
+        for (address, interface, expected) in [
+            (Some("127.0.0.7"), None, "127.0.0.7"),
+            (Some("127.0.0.7"), Some("none"), "127.0.0.7"),
+            (None, Some("lo"), "127.0.0.1"),
+        ] {
+            let connected = connect(&with(address, interface)).await.unwrap();
+            assert_eq!(listener.accept().await.unwrap().1.ip().to_string(), expected);
+            drop(connected);
+        }
+        for (address, interface) in [(Some("192.0.2.7"), None), (None, Some("none")), (Some("::1"), None)] {
+            let error = connect(&with(address, interface)).await.unwrap_err();
+            let cause = std::error::Error::source(&error).unwrap().to_string();
+            assert!(
+                ["no address to connect from", "assign requested", "other family"]
+                    .iter()
+                    .any(|w| cause.contains(w)),
+                "{cause}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn every_address_is_tried_as_often_as_is_wanted() {
+        // Refuses while it only is a port, and answers from the moment that it listens.
+        let listener = TcpSocket::new_v4().unwrap();
+        listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let once = Target { hostname: "127.0.0.1".into(), port, ..target() };
+        connect(&once).await.unwrap_err();
+        let often = Target { connection_attempts: 20, ..once };
+        let connecting = async { connect(&often).await.map(drop) };
+        let listening = async {
+            tokio::task::yield_now().await;
+            listener.listen(1).unwrap()
+        };
+        let (connected, _listener) = tokio::join!(connecting, listening);
+        connected.unwrap();
     }
 
     #[tokio::test]
@@ -287,8 +407,8 @@ mod tests {
         // Nothing listens there, so it refuses at once and the second address is next.
         let dead = SocketAddr::new("127.0.0.2".parse().unwrap(), living.port());
         let deadline = Instant::now() + Duration::from_secs(5);
-        let (stream, peer) = race(vec![dead, living], deadline, Duration::from_secs(5)).await.unwrap();
+        let (stream, peer) = race(vec![dead, living], &[], deadline, Duration::from_secs(5)).await.unwrap();
         assert_eq!(peer, living);
-        tune(&stream).unwrap();
+        tune(&stream, true).unwrap();
     }
 }
