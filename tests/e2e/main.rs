@@ -18,6 +18,7 @@ mod cases;
 mod commands;
 mod host_files;
 mod hostile;
+mod jumps;
 mod limits;
 mod load;
 mod matrix;
