@@ -116,6 +116,7 @@ pub(crate) struct Flags {
     pub(crate) inet6: bool,
     pub(crate) host_key: Option<String>,
     pub(crate) no_shell: bool,
+    pub(crate) background: bool,
     pub(crate) print_env: Option<Shell>,
     pub(crate) command: Vec<String>,
     pub(crate) request_tty: Option<bool>,
@@ -148,8 +149,8 @@ pub(crate) enum Job {
     Shell { tty: Option<bool> },
     /// A command line for the login shell, as `ssh` would send it.
     Command { line: String, tty: bool },
-    /// `-N`: exports on stdout, in this shell's language or in the login shell's.
-    Exports { shell: Option<Shell> },
+    /// `-N`: exports on stdout, in this shell's language or in the login shell's. `-f`: leaves the terminal after that.
+    Exports { shell: Option<Shell>, background: bool },
 }
 
 /// What is wrong with what was asked for.
@@ -204,7 +205,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
     let target = target(&flags, environment, &mut warnings)?;
 
     let job = if flags.no_shell {
-        Job::Exports { shell: flags.print_env }
+        Job::Exports { shell: flags.print_env, background: flags.background }
     } else if flags.command.is_empty() {
         Job::Shell { tty: flags.request_tty }
     } else {

@@ -6,10 +6,10 @@ use clap::{Args, ValueEnum};
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 
 use super::{
-    Output, chain, console,
+    Output, background, chain, console,
     failure::{Failure, Kind},
     host::HowToReach,
-    login, stop_signal,
+    login, notify, stop_signal,
     terminal::Terminal,
     with_ticks,
 };
@@ -73,8 +73,12 @@ pub(super) struct Arguments {
     #[arg(short = 'N', long, conflicts_with = "command")]
     no_shell: bool,
 
+    /// As -N, and return once the tunnel is ready; it goes on without a terminal
+    #[arg(short = 'f', long, conflicts_with = "command")]
+    background: bool,
+
     /// Language of the exports that -N prints (default: the login shell of the host)
-    #[arg(long, value_name = "SHELL", requires = "no_shell")]
+    #[arg(long, value_name = "SHELL")]
     print_env: Option<ShellArgument>,
 
     #[command(flatten)]
@@ -201,10 +205,25 @@ fn remote_port(text: &str) -> Result<RemotePort, String> {
 impl Arguments {
     /// Whether a remote shell or command decides the exit status.
     pub(super) fn is_remote(&self) -> bool {
-        !self.no_shell
+        !self.exports_only()
+    }
+
+    /// Whether only the tunnel is wanted, and its exports.
+    fn exports_only(&self) -> bool {
+        self.no_shell || self.background
+    }
+
+    /// Whether the tunnel goes on when the person has their prompt back.
+    pub(super) fn is_background(&self) -> bool {
+        self.background
     }
 
     fn flags(self, batch: bool) -> Result<Flags, Failure> {
+        let no_shell = self.exports_only();
+        if self.print_env.is_some() && !no_shell {
+            return Err(Failure::new(Kind::Usage, "`--print-env` is for tunnels without a shell of ours")
+                .with_hint(Some("add `-N` or `-f`".to_owned())));
+        }
         let mut hosts = self.hosts.into_iter();
         let host = hosts.next().unwrap_or_default();
         if let Some(second) = hosts.next() {
@@ -226,7 +245,8 @@ impl Arguments {
                 TransportArgument::Unix => Transport::Unix,
                 TransportArgument::File => Transport::File,
             }),
-            no_shell: self.no_shell,
+            no_shell,
+            background: self.background,
             print_env: self.print_env.map(Shell::from),
             command: self.command,
             request_tty: match (self.tty, self.no_tty) {
@@ -341,6 +361,8 @@ pub(super) async fn run(
         };
         // 8. A second signal does not wait for a host that may not answer. A fetch that is under way lands meanwhile.
         stopping = Some(Instant::now());
+        // A manager that is gone waits for nothing.
+        notify::stopping(environment).unwrap_or_default();
         grants.revoke_all();
         drop(stop_refreshing.take());
         terminal.restore();
@@ -378,7 +400,7 @@ async fn job(
     let host = &plan.target.original;
     let term = environment.get("TERM");
     let started = match &plan.job {
-        Job::Exports { shell } => {
+        Job::Exports { shell, background } => {
             if shell.is_none()
                 && let Some(notice) = sh_instead(host, tunnel.login_shell())
             {
@@ -386,6 +408,13 @@ async fn job(
             }
             let exports = tunnel.exports(*shell);
             terminal.data(exports.as_bytes()).map_err(|e| Failure::new(Kind::Failed, NotPrinted(e)))?;
+            if *background {
+                background::detach(terminal, environment, host)?;
+            }
+            if let Err(error) = notify::ready(environment, host) {
+                terminal
+                    .warning(&format!("the service manager was not told that the tunnel is ready: {error}"));
+            }
             let lost = tunnel.during(std::future::pending::<ExitCode>()).await;
             return lost.map_err(|e| tunnel_failure(e.into()));
         }

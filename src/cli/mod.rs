@@ -8,6 +8,7 @@
 )]
 
 mod audit;
+mod background;
 mod clean;
 mod connect;
 mod console;
@@ -16,6 +17,7 @@ pub(crate) mod failure;
 mod host;
 mod login;
 mod logout;
+mod notify;
 pub(crate) mod stderr;
 mod terminal;
 
@@ -49,6 +51,10 @@ struct Cli {
 
     #[command(flatten, next_help_heading = "Questions and messages")]
     output: Output,
+
+    /// Leave the terminal when the tunnel is ready, and say so through stdin
+    #[arg(long, hide = true)]
+    detach_when_ready: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -125,6 +131,15 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return failure.exit_code(remote);
         }
     };
+    if matches!(&cli.command, Command::Connect(arguments) if arguments.is_background())
+        && !cli.detach_when_ready
+    {
+        return background::start(&arguments).unwrap_or_else(|failure| {
+            let terminal = Terminal::new(style(&cli.output, Some(&environment)), Clock::system());
+            terminal.failure(&failure, remote);
+            failure.exit_code(remote)
+        });
+    }
     harden();
     if let Err(failure) = room_for_files() {
         Terminal::new(style(&cli.output, Some(&environment)), Clock::system()).failure(&failure, remote);

@@ -11,7 +11,10 @@ use std::{
     fs::File,
     io::{self, IsTerminal as _, Read as _, Write as _},
     process::{Child, Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -61,8 +64,8 @@ pub(crate) struct Style {
 pub(crate) struct Terminal {
     style: Style,
     clock: Clock,
-    live: bool,
-    colored: bool,
+    live: AtomicBool,
+    colored: AtomicBool,
     stderr: Stderr,
     state: Mutex<State>,
     asking: tokio::sync::Mutex<()>,
@@ -91,7 +94,20 @@ impl Terminal {
             LogFormat::Json => |count| format!("{}\n", json!({ "event": "missed", "lines": count })),
         });
         let asking = tokio::sync::Mutex::default();
+        let (live, colored) = (AtomicBool::new(live), AtomicBool::new(colored));
         Self { style, clock, live, colored, stderr, state: Mutex::default(), asking }
+    }
+
+    /// From now on stderr is a file.
+    pub(super) fn detach(&self) {
+        self.end_step_line();
+        self.stderr.flush();
+        self.live.store(false, Relaxed);
+        self.colored.store(self.style.color == Color::Always, Relaxed);
+    }
+
+    fn live(&self) -> bool {
+        self.live.load(Relaxed)
     }
 
     /// What else writes to stderr goes the same way.
@@ -163,7 +179,7 @@ impl Terminal {
     fn live_line(&self) -> Option<String> {
         let state = self.lock();
         // While the terminal is not as we found it, somebody types at a prompt or at the host's shell.
-        let (text, since) = state.step.as_ref().filter(|_| self.live && state.saved.is_none())?;
+        let (text, since) = state.step.as_ref().filter(|_| self.live() && state.saved.is_none())?;
         let elapsed = since.elapsed();
         (elapsed > Duration::from_millis(900)).then(|| format!("\r\x1b[K  {text} … {}", seconds(elapsed)))
     }
@@ -248,7 +264,7 @@ impl Terminal {
 
     fn begin(&self, text: &str) {
         self.lock().step = Some((text.to_owned(), Instant::now()));
-        if self.live {
+        if self.live() {
             self.err(&format!("\r\x1b[K  {text} …"));
         }
     }
@@ -259,7 +275,7 @@ impl Terminal {
             return;
         }
         let elapsed = since.map(|e| format!(" ({})", seconds(e))).unwrap_or_default();
-        let start = if self.live { "\r\x1b[K" } else { "" };
+        let start = if self.live() { "\r\x1b[K" } else { "" };
         self.err(&format!("{start}{} {text}{}\n", self.paint("32", "✓"), self.paint("2", &elapsed)));
     }
 
@@ -287,13 +303,13 @@ impl Terminal {
     }
 
     fn end_step_line(&self) {
-        if self.live && self.lock().step.is_some() {
+        if self.live() && self.lock().step.is_some() {
             self.err("\r\x1b[K");
         }
     }
 
     fn paint(&self, color: &str, text: &str) -> String {
-        if self.colored && !color.is_empty() {
+        if self.colored.load(Relaxed) && !color.is_empty() {
             format!("\x1b[{color}m{text}\x1b[0m")
         } else {
             text.to_owned()
@@ -438,8 +454,8 @@ mod tests {
             batch: false,
             browser: None,
         };
-        let mut terminal = Terminal::new(style, Clock::system());
-        terminal.live = true;
+        let terminal = Terminal::new(style, Clock::system());
+        terminal.live.store(true, Relaxed);
         terminal
     }
 

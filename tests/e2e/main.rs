@@ -14,6 +14,7 @@
 )]
 
 mod aws_faults;
+mod background;
 mod cases;
 mod commands;
 mod host_files;
