@@ -18,6 +18,7 @@ use crate::{
         config::{ConfigFile, Destination, Request, Session, Surroundings},
         target::{AddressFamily, Target},
     },
+    tls,
     tunnel::{CallerCheck, Options, PortWish, TokenPlace, Transport},
 };
 
@@ -99,6 +100,13 @@ fn expand_home(path: &str, home: &Path) -> PathBuf {
     }
 }
 
+fn expand_home_of(path: PathBuf, home: &Path) -> PathBuf {
+    match path.strip_prefix("~") {
+        Ok(rest) => home.join(rest),
+        Err(_) => path,
+    }
+}
+
 /// What the command line of `connect` said.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Flags {
@@ -125,6 +133,7 @@ pub(crate) struct Flags {
     pub(crate) allow_uids: Vec<u32>,
     pub(crate) install_profiles: bool,
     pub(crate) keep_config: bool,
+    pub(crate) tls: Option<tls::Wish>,
     pub(crate) batch: bool,
 }
 
@@ -135,6 +144,8 @@ pub(crate) struct Plan {
     /// At least one; the first is the default grant.
     pub(crate) profiles: Vec<Profile>,
     pub(crate) options: Options,
+    /// Whose certificate answers at the port; `None` for plain HTTP.
+    pub(crate) tls: Option<tls::Wish>,
     /// Further uids on the host that may ask.
     pub(crate) allow_uids: Vec<u32>,
     pub(crate) job: Job,
@@ -164,6 +175,8 @@ pub(crate) enum Error {
     NoProfile { path: PathBuf, known: Vec<String> },
     #[error("`-p {port}` is no profile")]
     PortAsProfile { port: String },
+    #[error("`--tls` is for the port on the host, and `--transport {transport}` has none")]
+    TlsWithoutPort { transport: &'static str },
     #[error(transparent)]
     BadName(#[from] crate::names::BadName),
     #[error(transparent)]
@@ -189,6 +202,10 @@ impl Error {
             Self::PortAsProfile { port } => {
                 Some(format!("`-p` is --profile here; the SSH port is `-P {port}`"))
             }
+            Self::TlsWithoutPort { transport: "unix" } => {
+                Some("leave out `--tls`: the kernel lets nobody but your user open the socket".to_owned())
+            }
+            Self::TlsWithoutPort { .. } => Some("leave out `--tls`: nothing there asks us".to_owned()),
             Self::BadName(_) => None,
             Self::Profile(e) => e.hint(),
             Self::Ssh(e) => e.hint(),
@@ -200,6 +217,23 @@ impl Error {
 /// Makes the plan, or says which part of what was asked for is wrong.
 pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Error> {
     let mut warnings = Vec::new();
+    match flags.transport {
+        Some(Transport::Unix) if flags.tls.is_some() => {
+            return Err(Error::TlsWithoutPort { transport: "unix" });
+        }
+        Some(Transport::File) if flags.tls.is_some() => {
+            return Err(Error::TlsWithoutPort { transport: "file" });
+        }
+        _ => {}
+    }
+    let tls = flags.tls.clone().map(|wish| match wish {
+        tls::Wish::Auto => tls::Wish::Auto,
+        // A shell expands the first of the two only.
+        tls::Wish::Own { certificate, key } => tls::Wish::Own {
+            certificate: expand_home_of(certificate, &environment.home),
+            key: expand_home_of(key, &environment.home),
+        },
+    });
     let profiles = profiles(&flags.profiles, environment)?;
 
     let target = target(&flags, environment, &mut warnings)?;
@@ -226,6 +260,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
             install_profiles: flags.install_profiles,
             keep_config: flags.keep_config,
         },
+        tls,
         allow_uids: flags.allow_uids,
         job,
         warnings,

@@ -48,7 +48,7 @@
 //! | [`serve`] | HTTP over any stream of bytes | SSH, AWS |
 //! | [`creds`] | grants, who may use them, how fresh credentials are, one flight at a time | AWS, HTTP, SSH |
 //! | [`aws`] | profiles, sign-in, the token cache shared with the AWS CLI, the calls to AWS | SSH, serving |
-//! | leaves: [`audit`], [`backoff`], [`caller`], [`clock`], [`human`], [`names`], [`printable`], [`private_fs`], [`random`] | one thing each | any room |
+//! | leaves: [`audit`], [`backoff`], [`caller`], [`clock`], [`human`], [`names`], [`printable`], [`private_fs`], [`random`], [`tls`] | one thing each | any room |
 //!
 //! `russh` is named only in [`ssh`], the crates of AWS only in [`aws`], `hyper` only in [`serve`] and for the
 //! callback of the login, `clap` only in [`cli`].
@@ -83,6 +83,7 @@ mod random;
 mod remote;
 mod serve;
 mod ssh;
+mod tls;
 mod tunnel;
 
 /// Runs `broker` with these arguments, the first of which is the program's name, and returns its exit code.

@@ -88,6 +88,11 @@ pub(crate) fn read_up_to(path: &Path, largest: u64) -> Result<Option<Zeroizing<V
     read_as(path, Sharing::Nobody, OFlags::NOFOLLOW, largest)
 }
 
+/// Reads a private key of the user, following symlinks as its owner meant; `None` when there is no such file.
+pub(crate) fn read_key(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+    read_as(path, Sharing::Nobody, OFlags::empty(), LARGEST)
+}
+
 /// Reads a configuration file, following symlinks as its owner meant; `None` when there is no such file.
 pub(crate) fn read_config(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
     read_config_up_to(path, LARGEST)

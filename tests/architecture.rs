@@ -10,7 +10,7 @@ use std::{
 
 /// What every room may use: leaves that know no room.
 const LEAVES: &[&str] =
-    &["audit", "backoff", "caller", "clock", "human", "names", "printable", "private_fs", "random"];
+    &["audit", "backoff", "caller", "clock", "human", "names", "printable", "private_fs", "random", "tls"];
 
 /// room → the rooms that it may name, and why not more.
 const MAY_KNOW: &[(&str, &[&str], &str)] = &[
@@ -49,6 +49,9 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("aws_sdk_ssooidc", &["aws"], "AWS's types stay behind our own"),
     ("hyper", &["serve", "aws/login"], "only the credential endpoint and the login callback speak HTTP"),
     ("hyper_util", &["serve", "aws/login"], "only the credential endpoint and the login callback speak HTTP"),
+    ("rustls", &["tls"], "who trusts whom on the endpoint is decided in one place"),
+    ("tokio_rustls", &["tls"], "who trusts whom on the endpoint is decided in one place"),
+    ("webpki", &["tls"], "who trusts whom on the endpoint is decided in one place"),
     ("clap", &["cli"], "nothing below sees a flag"),
 ];
 

@@ -31,6 +31,7 @@ use crate::{
     human::Human,
     remote::exports::Shell,
     ssh::host_keys::{self, KnownHostKeys},
+    tls,
     tunnel::{self, Event, Inputs, Lasting, Step, Transport, Tunnel},
 };
 
@@ -95,6 +96,13 @@ pub(super) struct Arguments {
     /// Where the token lies on the host: a file, or the environment for SDKs older than November 2023
     #[arg(long, value_name = "WHERE", default_value = "file")]
     token: TokenArgument,
+
+    /// Speak HTTPS at the port: `auto` makes a certificate for this tunnel, CERT,KEY are PEM files of your own.
+    ///
+    /// Off by default, because the uid of every caller is checked anyway, and because boto3 and the AWS CLI trust only
+    /// public CAs at that port; with our configuration there they ask through credential_process instead.
+    #[arg(long, value_name = "CERT,KEY|auto", value_parser = tls_wish)]
+    tls: Option<tls::Wish>,
 
     /// Serve although the uid of callers cannot be checked: every user of the host who gets the token is served
     #[arg(long)]
@@ -202,6 +210,19 @@ fn remote_port(text: &str) -> Result<RemotePort, String> {
     }
 }
 
+fn tls_wish(text: &str) -> Result<tls::Wish, String> {
+    if text == "auto" {
+        return Ok(tls::Wish::Auto);
+    }
+    match text.split(',').collect::<Vec<_>>().as_slice() {
+        [certificate, key] if !certificate.is_empty() && !key.is_empty() => {
+            Ok(tls::Wish::Own { certificate: certificate.into(), key: key.into() })
+        }
+        _ => Err("expected `auto`, or the paths of a certificate chain and its key with a comma between"
+            .to_owned()),
+    }
+}
+
 impl Arguments {
     /// Whether a remote shell or command decides the exit status.
     pub(super) fn is_remote(&self) -> bool {
@@ -258,6 +279,7 @@ impl Arguments {
             trust_host_users: self.trust_host_users,
             allow_uids: self.allow_uids,
             install_profiles: self.install_profiles,
+            tls: self.tls,
             keep_config: matches!(self.remote_config, RemoteConfig::Keep),
             ..self.reach.flags(&host, batch)
         })
@@ -283,6 +305,20 @@ pub(super) async fn run(
     }
     let human = Arc::clone(terminal) as Arc<dyn Human>;
     let host_keys = KnownHostKeys::load(&plan.target, Arc::clone(&human)).map_err(host_key)?;
+
+    let tls = match &plan.tls {
+        None => None,
+        Some(wish) => {
+            let (identity, warnings) = tls::Identity::new(wish, clock.now()).map_err(|error| {
+                let hint = error.hint();
+                Failure::new(Kind::Usage, error).with_hint(hint)
+            })?;
+            for warning in warnings {
+                terminal.warning(&warning);
+            }
+            Some(Arc::new(identity))
+        }
+    };
 
     let (log, audit) = match audit::open(&environment.audit_log(), clock.clone()) {
         Ok((log, audit)) => (log, Some(audit)),
@@ -330,6 +366,7 @@ pub(super) async fn run(
             let inputs = Inputs {
                 target: plan.target.clone(),
                 options: plan.options,
+                tls,
                 runs: !matches!(plan.job, Job::Exports { .. }),
                 lasting: Lasting::new(environment.state_directory(), account),
                 key: tunnel::key().map_err(|e| Failure::new(Kind::Failed, e))?,
@@ -614,6 +651,7 @@ pub(super) fn tunnel_failure(error: tunnel::Error) -> Failure {
         | tunnel::Error::CannotCheckCallers { .. }
         | tunnel::Error::Listener { .. }
         | tunnel::Error::NoSocket { .. }
+        | tunnel::Error::NameElsewhere { .. }
         | tunnel::Error::SelfTest { .. } => Kind::ForwardRefused,
         tunnel::Error::Ssh(_) | tunnel::Error::Lost(_) => Kind::Unreachable,
         tunnel::Error::NoRandomness(_) => Kind::Failed,

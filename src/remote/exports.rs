@@ -13,7 +13,7 @@ mod powershell;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
@@ -26,12 +26,36 @@ const LOOPBACK: &str = "127.0.0.1,localhost,::1";
 /// What decides about the environment.
 #[derive(Debug)]
 pub(crate) struct Settings<'a> {
-    /// The port of the host that leads to us, and the token for it; `None` where there is no port.
-    pub(crate) endpoint: Option<(u16, Token<'a>)>,
+    /// Where one leads to us; `None` where there is no port.
+    pub(crate) endpoint: Option<Endpoint<'a>>,
+    /// What has to be trusted there (`--tls auto`).
+    pub(crate) trust: Option<TrustFiles>,
     /// The default grant's region; `None` leaves what the host has.
     pub(crate) region: Option<&'a Region>,
     /// Our own configuration; `None` leaves the host's in force (`--remote-config keep`).
     pub(crate) config: Option<ConfigFiles<'a>>,
+}
+
+/// The port of the host that leads to us.
+#[derive(Debug)]
+pub(crate) struct Endpoint<'a> {
+    pub(crate) url: String,
+    /// The name in it, where that was not ours to choose.
+    pub(crate) name: Option<&'a str>,
+    pub(crate) token: Token<'a>,
+}
+
+/// Paths on the host of what is to be trusted besides the host's own CAs.
+///
+/// Only variables that add to those, or leave them in force when our files are gone, are used. SSL_CERT_FILE,
+/// AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE and Java's trustStore replace them, for every connection of every
+/// program: a shell that outlives the tunnel could not reach anybody any more.
+#[derive(Debug)]
+pub(crate) struct TrustFiles {
+    /// For Node, which adds it.
+    pub(crate) file: String,
+    /// For OpenSSL, Go, Rust, .NET and Ruby, which take a list of directories; where the host's own is one of the kind.
+    pub(crate) directory: Option<String>,
 }
 
 /// Where SDKs find the default grant's token.
@@ -64,6 +88,9 @@ pub(crate) type Name = &'static str;
 #[derive(Debug)]
 pub(crate) enum Value {
     Text(Text),
+    /// Unless the host has something else under this name, that is not of an earlier tunnel of ours. Syntaxes that cannot
+    /// look set it.
+    Offered(Text),
     /// Added to the comma-separated list that the host has under this name or, failing that, under `sibling`.
     /// Where a syntax cannot look at the host's list, this is all of it.
     Added {
@@ -80,8 +107,8 @@ pub(crate) enum Value {
 pub(crate) struct Text(SecretString);
 
 /// A list that needs no quoting in any syntax.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Items(&'static str);
+#[derive(Clone, Debug)]
+pub(crate) struct Items(Cow<'static, str>);
 
 impl Value {
     fn plain(text: &str) -> Self {
@@ -104,8 +131,8 @@ impl Text {
 
 impl Items {
     /// What stands for all of them where the host's list is searched for ours.
-    fn first(self) -> &'static str {
-        self.0.split(',').next().unwrap_or(self.0)
+    fn first(&self) -> &str {
+        self.0.split(',').next().unwrap_or_default()
     }
 }
 
@@ -115,9 +142,16 @@ impl Environment {
         let plain = Value::plain;
         let mut set = Vec::new();
         let mut unset = UNSET.to_vec();
+        let items = match settings.endpoint.as_ref().and_then(|endpoint| endpoint.name) {
+            // It comes first, so that a host that has ours from elsewhere still gets it.
+            Some(name) if !LOOPBACK.split(',').any(|known| known == name) => {
+                Items(format!("{name},{LOOPBACK}").into())
+            }
+            _ => Items(LOOPBACK.into()),
+        };
         match settings.endpoint {
-            Some((port, token)) => {
-                set.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI", plain(&format!("http://127.0.0.1:{port}/"))));
+            Some(Endpoint { url, token, .. }) => {
+                set.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI", plain(&url)));
                 match token {
                     Token::File(path) => {
                         set.push(("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", plain(path)));
@@ -145,11 +179,25 @@ impl Environment {
         }
         // Or SDKs would silently go on as the host's own role when we cannot answer.
         set.push(("AWS_EC2_METADATA_DISABLED", plain("true")));
-        set.push(("NO_PROXY", Value::Added { items: Items(LOOPBACK), sibling: "no_proxy" }));
-        set.push(("no_proxy", Value::Added { items: Items(LOOPBACK), sibling: "NO_PROXY" }));
+        if let Some(TrustFiles { file, directory }) = settings.trust {
+            set.push(("NODE_EXTRA_CA_CERTS", Value::Offered(Text::new(&file))));
+            if let Some(directory) = directory {
+                // The host's own first: it stays in force when ours is gone.
+                let both = format!("{HOST_DIRECTORY}:{directory}");
+                set.push(("SSL_CERT_DIR", Value::Offered(Text::new(&both))));
+            }
+        }
+        set.push(("NO_PROXY", Value::Added { items: items.clone(), sibling: "no_proxy" }));
+        set.push(("no_proxy", Value::Added { items, sibling: "NO_PROXY" }));
         Self { set, unset }
     }
 }
+
+/// Where the CAs of most systems lie, each under the hash of its name.
+const HOST_DIRECTORY: &str = "/etc/ssl/certs";
+
+/// What every path below a directory of ours holds.
+const OURS: &str = "/broker-";
 
 /// What SDKs would use before or instead of us. Empty is not unset: botocore takes an empty relative URI for one.
 const UNSET: [Name; 19] = [

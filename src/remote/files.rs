@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use secrecy::SecretString;
 
 use super::{
-    exports::{ConfigFiles, Environment, Settings, Shell, Token},
+    exports::{ConfigFiles, Endpoint, Environment, Settings, Shell, Token, TrustFiles},
     install::{Content, File, FileName},
     managed::Wanted,
     quoted,
@@ -16,6 +16,8 @@ use crate::names::{ProfileName, Region};
 
 const CONFIG: &str = "config";
 const CREDENTIALS: &str = "credentials";
+/// What to trust at the port, where that speaks TLS.
+const CA: &str = "ca.pem";
 const ENV_SH: &str = "env.sh";
 const ENV_FISH: &str = "env.fish";
 const ENV_CSH: &str = "env.csh";
@@ -48,8 +50,30 @@ pub(crate) struct Layout<'a> {
     pub(crate) keep_config: bool,
     /// The command after `--`, as the login shell is to read it.
     pub(crate) command: Option<&'a str>,
+    /// The certificate that answers at the port (`--tls`).
+    pub(crate) tls: Option<Tls<'a>>,
     /// Our directory as programs on the host reach it from their `$HOME`, where its path is not known.
     pub(crate) below_home: Option<&'a str>,
+}
+
+/// What the host has to know of the certificate at the port.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tls<'a> {
+    /// The name that it is for.
+    pub(crate) host: &'a str,
+    /// PEM; `credential_process` trusts these and no others.
+    pub(crate) anchors: &'a str,
+    /// `None` for a certificate that programs there trust already, or else are not told to.
+    pub(crate) trusted: Option<Trusted>,
+}
+
+/// How SDKs that can be told get to trust a CA that was made for this tunnel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trusted {
+    /// The name under which OpenSSL looks for it in a directory.
+    pub(crate) name: &'static str,
+    /// Whether the host's own CAs lie in a directory, so that ours can be a second one.
+    pub(crate) in_directory: bool,
 }
 
 /// How `--profile NAME` gets its credentials on the host.
@@ -82,12 +106,16 @@ impl Layout<'_> {
         let (config, credentials) = (path(CONFIG), path(CREDENTIALS));
         Environment::new(Settings {
             endpoint: self.port.map(|port| {
+                let url = url(port, self.tls.map(|tls| tls.host));
                 let token = if self.token_in_environment {
                     Token::Environment(self.default.token.clone())
                 } else {
                     Token::File(&token)
                 };
-                (port, token)
+                Endpoint { url, name: self.tls.map(|tls| tls.host), token }
+            }),
+            trust: self.tls.filter(|_| self.port.is_some()).and_then(|tls| tls.trusted).map(|trusted| {
+                TrustFiles { file: path(CA), directory: trusted.in_directory.then(|| directory.to_owned()) }
             }),
             region: self.default.region,
             config: (!self.keep_config).then_some(ConfigFiles { config: &config, credentials: &credentials }),
@@ -107,6 +135,10 @@ impl Layout<'_> {
                 files.push(text(CREDENTIAL_PROCESS_SH, SOCKET_SCRIPT.to_owned()))
             }
             Profiles::Files => files.push(text(CREDENTIAL_PROCESS_SH, FILE_SCRIPT.to_owned())),
+        }
+        if let Some(tls) = self.tls {
+            let trusted = tls.trusted.map(|trusted| trusted.name);
+            files.extend(std::iter::once(CA).chain(trusted).map(|name| text(name, tls.anchors.to_owned())));
         }
         if let Some(command) = self.command {
             files.push(text(COMMAND_SH, command_sh(directory, command)));
@@ -134,11 +166,11 @@ impl Layout<'_> {
     /// Returns the configuration for SDKs on the host.
     ///
     /// With [`Profiles::Port`] the default grant's profiles have only a region, which leaves SDKs to the container
-    /// variables.
+    /// variables; but not with TLS, as some cannot be told whom to trust there.
     fn config(&self, directory: &str) -> String {
         let mut config = String::from("# Made by broker; removed when it ends.\n");
         for (name, grant, default) in self.profiles() {
-            let process = if default && self.profiles == Profiles::Port {
+            let process = if default && self.profiles == Profiles::Port && self.tls.is_none() {
                 None
             } else {
                 Some(self.process(directory, grant, default))
@@ -178,7 +210,10 @@ impl Layout<'_> {
         let path = if default { "/".to_owned() } else { format!("/slot/{}", percent_encoded(grant.profile)) };
         let profile = encoded(grant.profile);
         let port = match (self.profiles, self.port) {
-            (Profiles::Port, Some(port)) => format!(" {port}"),
+            (Profiles::Port, Some(port)) => match self.tls {
+                None => format!(" {port}"),
+                Some(tls) => format!(" {port} {}", tls.host),
+            },
             _ => String::new(),
         };
         match self.below_home {
@@ -188,6 +223,14 @@ impl Layout<'_> {
                 "/bin/sh -c 'exec /bin/sh \"$HOME/{below}/{CREDENTIAL_PROCESS_SH}\" \"$HOME/{below}\" {profile} {path}'"
             ),
         }
+    }
+}
+
+/// Returns where the default grant is asked for. With TLS, `tls` is the name on the certificate.
+pub(crate) fn url(port: u16, tls: Option<&str>) -> String {
+    match tls {
+        None => format!("http://127.0.0.1:{port}/"),
+        Some(name) => format!("https://{name}:{port}/"),
     }
 }
 
@@ -361,6 +404,7 @@ mod tests {
             alias: None,
             token_in_environment: false,
             keep_config: false,
+            tls: None,
             command,
             below_home: None,
         })

@@ -513,6 +513,17 @@ while IFS= read -r l; do
         say row curl "$2";
       fi;
       say ok;;
+    (tls)
+      set +f;
+      for i in /etc/ssl/certs/????????.0; do
+        [ ! -r "$i" ] || say row directory;
+        break;
+      done;
+      set -f;
+      [ -z "$3" ] || getent ahosts "$3" | while read -r i l; do
+        say row at "$i";
+      done;
+      say ok;;
     (remove)
       if wipe; then
         say ok;

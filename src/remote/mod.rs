@@ -23,6 +23,7 @@ pub(crate) mod sftp;
 pub(crate) mod shadow;
 pub(crate) mod sockets;
 pub(crate) mod survey;
+pub(crate) mod trust;
 
 /// Returns `text` as one word of a POSIX shell's command line, whatever it holds.
 ///

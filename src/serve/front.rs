@@ -182,8 +182,9 @@ fn end_of_head(seen: &[u8], known: usize) -> Result<Option<usize>, Refusal> {
     Ok(None)
 }
 
-/// Decides about the head of a request. `port` is the one we are reached at; `None` on a unix socket.
-pub(crate) fn check(head: &[u8], port: Option<u16>) -> Result<Ask, Refusal> {
+/// Decides about the head of a request. `port` is the one we are reached at, `None` on a unix socket; `name` is one that
+/// leads to it besides those of loopback.
+pub(crate) fn check(head: &[u8], port: Option<u16>, name: Option<&str>) -> Result<Ask, Refusal> {
     if head.len() > LONGEST_HEAD {
         return Err(Refusal::LongHead);
     }
@@ -200,7 +201,7 @@ pub(crate) fn check(head: &[u8], port: Option<u16>) -> Result<Ask, Refusal> {
         }
         fields.take(line.strip_suffix(b"\r").unwrap_or(line))?;
     }
-    if !is_our_host(fields.host.ok_or(Refusal::NoHost)?, port) {
+    if !is_our_host(fields.host.ok_or(Refusal::NoHost)?, port, name) {
         return Err(Refusal::WrongHost);
     }
     let authorization = fields.authorization.filter(|value| !value.is_empty());
@@ -300,7 +301,7 @@ fn is_plain_connection(value: &[u8]) -> bool {
 }
 
 /// A page of another name that resolves to loopback (DNS rebinding) sends that name.
-fn is_our_host(host: &[u8], port: Option<u16>) -> bool {
+fn is_our_host(host: &[u8], port: Option<u16>, ours: Option<&str>) -> bool {
     let Ok(host) = std::str::from_utf8(host) else { return false };
     let name = match port.and_then(|port| host.strip_suffix(&format!(":{port}"))) {
         Some(name) => name,
@@ -309,6 +310,7 @@ fn is_our_host(host: &[u8], port: Option<u16>) -> bool {
     // The unix socket has no address of its own, so that its clients have to invent a name.
     matches!(name, "127.0.0.1" | "[::1]")
         || name.eq_ignore_ascii_case("localhost")
+        || ours.is_some_and(|ours| name.eq_ignore_ascii_case(ours))
         || (port.is_none() && name == "broker")
 }
 

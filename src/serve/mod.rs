@@ -47,15 +47,17 @@ const FAREWELL_BYTES: u64 = 64 * 1024;
 
 /// Where a connection came in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Endpoint {
+pub(crate) struct Endpoint<'a> {
     /// The port on the host that callers see; `None` for the unix socket.
     pub(crate) port: Option<u16>,
+    /// The name in our URL, where that is not one of loopback.
+    pub(crate) name: Option<&'a str>,
     /// The caller's own port, for the log.
     pub(crate) originator_port: Option<u16>,
 }
 
 /// Answers the one request of a connection and closes it. `caller` tells whose it is, and is driven here.
-pub(crate) async fn connection<S, C>(stream: S, endpoint: &Endpoint, caller: C, grants: &Grants)
+pub(crate) async fn connection<S, C>(stream: S, endpoint: &Endpoint<'_>, caller: C, grants: &Grants)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     C: Future<Output = Result<Caller, Unproven>>,
@@ -65,7 +67,7 @@ where
     }
 }
 
-async fn exchange<S, C>(mut stream: S, endpoint: &Endpoint, caller: C, grants: &Grants)
+async fn exchange<S, C>(mut stream: S, endpoint: &Endpoint<'_>, caller: C, grants: &Grants)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     C: Future<Output = Result<Caller, Unproven>>,
@@ -103,7 +105,7 @@ where
         }
     };
     let checked = head.and_then(|Head { head, rest }| {
-        let ask = front::check(&head, endpoint.port)?;
+        let ask = front::check(&head, endpoint.port, endpoint.name)?;
         // One request for a connection: what comes after it is a second one, or a body.
         if rest.is_empty() { Ok((ask, head)) } else { Err(Refusal::Body) }
     });
@@ -149,7 +151,7 @@ where
 /// Lets in who is ours; gives the others leave to get an answer, or `None` when there are too many of them.
 fn admit<'a>(
     proof: Result<Caller, Unproven>,
-    endpoint: &Endpoint,
+    endpoint: &Endpoint<'_>,
     grants: &'a Grants,
 ) -> Option<Option<Admitted<'a>>> {
     if proof.is_ok_and(|caller| grants.is_ours(caller)) {
@@ -165,7 +167,7 @@ fn admit<'a>(
 
 /// What is known about a request besides what it asks for.
 struct Request<'a> {
-    endpoint: &'a Endpoint,
+    endpoint: &'a Endpoint<'a>,
     proof: Result<Caller, Unproven>,
     grants: &'a Grants,
 }

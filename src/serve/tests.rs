@@ -21,7 +21,7 @@ use crate::{
 const US: Uid = Uid(1000);
 const NEIGHBOUR: Uid = Uid(65534);
 const HOUR: Then = Then::Lives(Duration::from_secs(3600));
-const ENDPOINT: Endpoint = Endpoint { port: Some(4144), originator_port: Some(40000) };
+const ENDPOINT: Endpoint<'_> = Endpoint { port: Some(4144), name: None, originator_port: Some(40000) };
 
 struct Lab {
     grants: Arc<Grants>,

@@ -58,6 +58,8 @@ pub(crate) enum Error {
     },
     #[error("what we sent to port {port} of {host} did not come back to us, so something else is there")]
     SelfTest { host: String, port: u16 },
+    #[error("the certificate is for `{name}`, which leads to {found} on {host} and not to 127.0.0.1 alone")]
+    NameElsewhere { host: String, name: String, found: String },
     #[error(transparent)]
     NoRandomness(#[from] crate::random::NoRandomness),
     #[error(transparent)]
@@ -86,6 +88,9 @@ impl Error {
                 Some("if you trust every user of that host, pass `--trust-host-users`".to_owned())
             }
             Self::Listener { problem, .. } => problem.hint(),
+            Self::NameElsewhere { name, .. } => Some(format!(
+                "let it lead to 127.0.0.1 alone there, by a line `127.0.0.1 {name}` in /etc/hosts; or pass `--tls auto`"
+            )),
             Self::SelfTest { port, .. } => {
                 // A neighbour that is a port for every port.
                 Some(format!("choose another port with `-R`, such as `-R {}`", port ^ 1))

@@ -28,6 +28,7 @@ use crate::{
         install::{self, Directory, Hands, Installed, Key},
         sftp::Sftp,
         shadow::Variable,
+        trust::Trust,
     },
     ssh::{
         dial,
@@ -38,6 +39,7 @@ use crate::{
         sftp,
         target::Target,
     },
+    tls::Identity,
 };
 
 /// One SSH connection, verified, and all that dies with it.
@@ -52,6 +54,8 @@ pub(super) struct Link {
     /// Keeps other processes of this laptop from using the same directory.
     claim: Option<Claim>,
     forwards: Vec<Forward>,
+    /// What the host said about TLS, where that is used.
+    pub(super) trust: Trust,
     tasks: JoinSet<TaskEnd>,
     /// What the login shell of the host exports, while it is being asked.
     asking: JoinSet<Vec<Variable>>,
@@ -259,6 +263,7 @@ impl Link {
             directory: None,
             claim: None,
             forwards,
+            trust: Trust::default(),
             tasks,
             asking: JoinSet::new(),
             stop_serving,
@@ -283,7 +288,7 @@ impl Link {
     }
 
     /// Answers what comes through the forwards from now on.
-    pub(super) fn serve(&mut self, grants: &Arc<Grants>) {
+    pub(super) fn serve(&mut self, grants: &Arc<Grants>, tls: Option<&Arc<Identity>>) {
         // Without a helper nothing is forwarded.
         let (Hands::Helper(helper), Some(facts)) = (&self.hands, &self.facts) else { return };
         for forward in std::mem::take(&mut self.forwards) {
@@ -292,7 +297,8 @@ impl Link {
                 (Listener::Tcp(port), false) => Door::Trusted { port: *port },
                 (Listener::Local(_), _) => Door::Socket { uid: facts.uid },
             };
-            let server = serve_forward(forward, door, Arc::clone(grants), self.stop_serving.subscribe());
+            let tls = tls.filter(|_| matches!(forward.listener, Listener::Tcp(_))).cloned();
+            let server = serve_forward(forward, door, tls, Arc::clone(grants), self.stop_serving.subscribe());
             self.tasks.spawn(async move {
                 server.await;
                 TaskEnd::Server

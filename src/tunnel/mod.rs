@@ -10,6 +10,7 @@ mod on_host;
 mod options;
 mod role_files;
 mod start_helper;
+mod trust;
 mod visit;
 mod watch;
 
@@ -36,6 +37,7 @@ use crate::{
         install::{Hands, Key},
     },
     ssh::{self, process::Process, pump::Pump, session::HostKeys, target::Target, terminal::Pty},
+    tls::Identity,
 };
 
 /// Returns a name for our directory that no other tunnel of this user has.
@@ -53,6 +55,8 @@ pub(crate) type Observer = Arc<dyn Fn(Event) + Send + Sync>;
 pub(crate) struct Inputs {
     pub(crate) target: Target,
     pub(crate) options: Options,
+    /// Who we are to TLS clients at the port (`--tls`).
+    pub(crate) tls: Option<Arc<Identity>>,
     /// A command for the login shell, whose file has to be installed with the others.
     pub(crate) command: Option<String>,
     /// Whether a shell or a command is to run on the host.
@@ -93,7 +97,7 @@ impl Tunnel {
         let ours = link.facts.as_ref().map(|facts| facts.uid);
         let uids = ours.into_iter().chain(inputs.allow_uids.iter().copied().map(crate::caller::Uid));
         inputs.grants.allow(uids);
-        link.serve(&inputs.grants);
+        link.serve(&inputs.grants, inputs.tls.as_ref());
 
         inputs.observe(Event::Started { step: Step::Install, subject: inputs.host() });
         let on_host = match put_files(&inputs, &mut link).await {
@@ -111,7 +115,7 @@ impl Tunnel {
             port: link.ways.port,
             socket: link.ways.socket.clone(),
             files: link.ways.file,
-            url: link.ways.port.map(|port| format!("http://127.0.0.1:{port}/")),
+            url: link.ways.port.map(|port| files::url(port, inputs.tls.as_ref().map(|tls| tls.host()))),
             profiles: inputs.grants.list().iter().map(|grant| grant.profile.to_string()).collect(),
             directory: on_host.files.path().to_owned(),
         });
@@ -162,6 +166,7 @@ impl Tunnel {
             biased;
             done = job => Ok(done),
             lost = self.link.lost(&host) => Err(lost),
+            never = trust::watch(self.inputs.tls.as_deref(), &host, &*self.inputs.observer) => match never {},
             never = watch::watch(&self.inputs.grants, &host, &*self.inputs.observer) => match never {},
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Event, Inputs, TokenPlace, link::Link, role_files};
+use super::{Event, Inputs, TokenPlace, link::Link, role_files, trust};
 use crate::{
     names::ProfileName,
     remote::{
@@ -63,6 +63,9 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
             ),
         });
     }
+    if let Some(message) = trust::notice(inputs, link.ways.port) {
+        inputs.observe(Event::Notice { message });
+    }
     let grants = inputs.grants.list();
     let tokens: Vec<_> = grants.iter().map(|grant| grant.token.expose_for_token_file()).collect();
     let mut grants = grants.iter().zip(&tokens).map(|(grant, token)| files::Grant {
@@ -89,6 +92,13 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
         alias: alias.as_ref().filter(|_| !keep_config),
         token_in_environment: inputs.options.token == TokenPlace::Environment,
         keep_config,
+        tls: inputs.tls.as_ref().map(|tls| files::Tls {
+            host: tls.host(),
+            anchors: tls.anchors(),
+            trusted: tls
+                .hashed_name()
+                .map(|name| files::Trusted { name, in_directory: link.trust.has_directory }),
+        }),
         command: inputs.command.as_deref(),
         below_home: directory.below_home(),
     };

@@ -19,6 +19,10 @@ pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
                 let set = Zeroizing::new(assignment(name, value.expose()));
                 line(&mut text, format_args!("@set {}", *set));
             }
+            Value::Offered(value) => {
+                let set = Zeroizing::new(assignment(name, value.expose()));
+                line(&mut text, format_args!("@if not defined {name} set {}", *set));
+            }
             // Case means nothing in names, so one of the two is enough.
             Value::Added { .. } if name.contains(|c: char| c.is_ascii_lowercase()) => {}
             // `*` alone means no proxy at all, and would not any more with company.

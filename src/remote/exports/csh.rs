@@ -4,7 +4,7 @@
 
 use zeroize::Zeroizing;
 
-use super::{Environment, Value, line, page};
+use super::{Environment, OURS, Value, line, page};
 
 pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
     let mut text = page();
@@ -16,6 +16,17 @@ pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
             Value::Text(value) => {
                 let value = Zeroizing::new(quoted(value.expose()));
                 line(&mut text, format_args!("setenv {name} {};", *value));
+            }
+            Value::Offered(value) => {
+                let value = Zeroizing::new(quoted(value.expose()));
+                line(
+                    &mut text,
+                    format_args!(
+                        "if (! $?{name}) setenv {name} '';\n\
+                         if (\"${name}\" == '' || \"${name}\" =~ *{OURS}*) setenv {name} {};",
+                        *value
+                    ),
+                );
             }
             // `*` alone means no proxy at all, and would not any more with company. Variables are looked up even
             // behind an `if` that is false, and one that is not there is an error: so both get a value first. The

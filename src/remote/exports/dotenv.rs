@@ -13,8 +13,8 @@ pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
     line(&mut text, format_args!("# Must not be set: {}", environment.unset.join(" ")));
     for (name, value) in &environment.set {
         let value = match value {
-            Value::Text(value) => value.expose(),
-            Value::Added { items, .. } => items.0,
+            Value::Text(value) | Value::Offered(value) => value.expose(),
+            Value::Added { items, .. } => &items.0,
         };
         match Form::of(value) {
             Form::Bare => line(&mut text, format_args!("{name}={value}")),

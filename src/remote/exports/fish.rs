@@ -4,7 +4,7 @@
 
 use zeroize::Zeroizing;
 
-use super::{Environment, Value, line, page};
+use super::{Environment, OURS, Value, line, page};
 
 pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
     let mut text = page();
@@ -18,6 +18,18 @@ pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
             Value::Text(value) => {
                 let value = Zeroizing::new(quoted(value.expose()));
                 line(&mut text, format_args!("set -g -x {name} {};", *value));
+            }
+            Value::Offered(value) => {
+                let value = Zeroizing::new(quoted(value.expose()));
+                line(
+                    &mut text,
+                    format_args!(
+                        "if test -z \"${name}\"; or string match -q -- '*{OURS}*' \"${name}\";\n\
+                         set -g -x {name} {};\n\
+                         end;",
+                        *value
+                    ),
+                );
             }
             // `*` alone means no proxy at all, and would not any more with company.
             Value::Added { items, sibling } => {

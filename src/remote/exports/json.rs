@@ -10,8 +10,8 @@ pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
     let mut set = page();
     for (name, value) in &environment.set {
         let value = match value {
-            Value::Text(value) => string(value.expose()),
-            Value::Added { items, .. } => string(items.0),
+            Value::Text(value) | Value::Offered(value) => string(value.expose()),
+            Value::Added { items, .. } => string(&items.0),
         };
         if !set.is_empty() {
             set.push(',');

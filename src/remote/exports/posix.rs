@@ -2,7 +2,7 @@
 
 use zeroize::Zeroizing;
 
-use super::{Environment, Value, line, page};
+use super::{Environment, OURS, Value, line, page};
 use crate::remote::quoted;
 
 pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
@@ -15,6 +15,16 @@ pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
             Value::Text(value) => {
                 let value = Zeroizing::new(quoted(value.expose()));
                 line(&mut text, format_args!("export {name}={}", *value));
+            }
+            Value::Offered(value) => {
+                let value = Zeroizing::new(quoted(value.expose()));
+                line(
+                    &mut text,
+                    format_args!(
+                        "case \"${{{name}-}}\" in\n  (''|*{OURS}*) export {name}={} ;;\nesac",
+                        *value
+                    ),
+                );
             }
             // `*` alone means no proxy at all, and would not any more with company. The default is for `set -u`.
             Value::Added { items, sibling } => {

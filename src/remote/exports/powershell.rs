@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use zeroize::Zeroizing;
 
-use super::{Environment, Value, line, page};
+use super::{Environment, OURS, Value, line, page};
 
 pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
     let mut text = page();
@@ -20,6 +20,16 @@ pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
             Value::Text(value) => {
                 let value = Zeroizing::new(quoted(value.expose()));
                 line(&mut text, format_args!("$env:{name} = {}", *value));
+            }
+            Value::Offered(value) => {
+                let value = Zeroizing::new(quoted(value.expose()));
+                line(
+                    &mut text,
+                    format_args!(
+                        "if ((-not $env:{name}) -or ($env:{name} -like '*{OURS}*')) {{ $env:{name} = {} }}",
+                        *value
+                    ),
+                );
             }
             // `*` alone means no proxy at all, and would not any more with company. On Windows both names are one
             // variable, which the first of them has settled.

@@ -31,7 +31,9 @@ const HOSTILE: &str = r##"a!b 'c "d\e `f $HOME *?[g ~ # (h)"##;
 
 fn settings(token: Token<'_>) -> Settings<'_> {
     let config = ConfigFiles { config: "/d/config", credentials: "/d/credentials" };
-    Settings { endpoint: Some((4144, token)), region: None, config: Some(config) }
+    let url = "http://127.0.0.1:4144/".to_owned();
+    let endpoint = Some(Endpoint { url, name: None, token });
+    Settings { endpoint, trust: None, region: None, config: Some(config) }
 }
 
 /// The decision about `value` under the name `VALUE`, among others.
@@ -98,6 +100,54 @@ fn sdks_are_led_to_us_and_nowhere_else() {
         ] {
             assert_eq!(of(&after, name), Some(value), "{reader:?} {name}");
         }
+    }
+}
+
+#[test]
+fn a_ca_of_ours_is_offered_and_never_replaces_the_hosts_choice() {
+    let directory = "/run/user/1/broker-1/4144";
+    let trust = TrustFiles { file: format!("{directory}/ca.pem"), directory: Some(directory.to_owned()) };
+    let endpoint = Endpoint {
+        url: "https://broker.corp:4144/".to_owned(),
+        name: Some("broker.corp"),
+        token: Token::File("/d/token-x"),
+    };
+    let environment = Environment::new(Settings {
+        endpoint: Some(endpoint),
+        trust: Some(trust),
+        ..settings(Token::File("/d/token-x"))
+    });
+    let ours = (format!("{directory}/ca.pem"), format!("/etc/ssl/certs:{directory}"));
+    let other = ("/corp/ca.pem".to_owned(), HOSTILE.to_owned());
+    let earlier = "/etc/ssl/certs:/dev/shm/broker-1/4145";
+    for reader in READERS {
+        for (before, expected) in [
+            (&[][..], &ours),
+            (&[("NODE_EXTRA_CA_CERTS", ""), ("SSL_CERT_DIR", "")][..], &ours),
+            (
+                &[("NODE_EXTRA_CA_CERTS", "/dev/shm/broker-1/4145/ca.pem"), ("SSL_CERT_DIR", earlier)][..],
+                &ours,
+            ),
+            (&[("NODE_EXTRA_CA_CERTS", "/corp/ca.pem"), ("SSL_CERT_DIR", HOSTILE)][..], &other),
+        ] {
+            let after = environment_after(reader, &environment, before);
+            let found = (of(&after, "NODE_EXTRA_CA_CERTS"), of(&after, "SSL_CERT_DIR"));
+            assert_eq!(found, (Some(&*expected.0), Some(&*expected.1)), "{reader:?} {before:?}");
+            assert_eq!(of(&after, "AWS_CONTAINER_CREDENTIALS_FULL_URI"), Some("https://broker.corp:4144/"));
+            let proxies = format!("broker.corp,{LOOPBACK}");
+            assert_eq!((of(&after, "NO_PROXY"), of(&after, "no_proxy")), (Some(&*proxies), Some(&*proxies)));
+        }
+    }
+    for (syntax, line) in [
+        (
+            Shell::PowerShell,
+            "if ((-not $env:NODE_EXTRA_CA_CERTS) -or ($env:NODE_EXTRA_CA_CERTS -like '*/broker-*')) {",
+        ),
+        (Shell::Cmd, "@if not defined NODE_EXTRA_CA_CERTS set \"NODE_EXTRA_CA_CERTS=/run/"),
+        (Shell::Dotenv, "NODE_EXTRA_CA_CERTS=/run/"),
+        (Shell::Json, "\"NODE_EXTRA_CA_CERTS\":\"/run/"),
+    ] {
+        assert!(syntax.render(&environment).contains(line), "{line}\n{}", *syntax.render(&environment));
     }
 }
 

@@ -59,27 +59,29 @@ fn what_sdks_send_is_let_in() {
         ("an empty body", &with("Content-Length: 0\r\n")),
         ("blanks", &with("User-Agent:\t x \t\r\nX-Empty:\r\n")),
     ] {
-        let ask = check(head.as_bytes(), PORT).unwrap_or_else(|refusal| panic!("{who}: {refusal}"));
+        let ask = check(head.as_bytes(), PORT, None).unwrap_or_else(|refusal| panic!("{who}: {refusal}"));
         assert_eq!(ask.route(), &Route::Default, "{who}");
         assert_eq!(ask.authorization(), Some(TOKEN.as_bytes()), "{who}");
         assert!(!format!("{ask:?}").contains("abcDEF"));
         let mut blanked = head.as_bytes().to_vec();
         ask.blank(&mut blanked);
         assert!(!String::from_utf8_lossy(&blanked).contains("abcDEF"), "{who}");
-        assert_eq!(check(&blanked, PORT).unwrap().route(), &Route::Default, "{who}");
+        assert_eq!(check(&blanked, PORT, None).unwrap().route(), &Route::Default, "{who}");
     }
 }
 
 #[test]
 fn hosts_are_names_of_loopback_with_our_port_or_none() {
     for good in ["127.0.0.1", "127.0.0.1:4144", "localhost", "LocalHost:4144", "[::1]", "[::1]:4144"] {
-        assert!(check(host(good).as_bytes(), PORT).is_ok(), "{good}");
+        assert!(check(host(good).as_bytes(), PORT, None).is_ok(), "{good}");
     }
     for good in ["127.0.0.1", "localhost", "[::1]", "broker"] {
-        assert!(check(host(good).as_bytes(), None).is_ok(), "{good} on the unix socket");
+        assert!(check(host(good).as_bytes(), None, None).is_ok(), "{good} on the unix socket");
     }
     for bad in ["127.0.0.1:4144", "localhost:80", "evil.example"] {
-        assert_eq!(check(host(bad).as_bytes(), None).unwrap_err(), Refusal::WrongHost, "{bad}");
+        assert_eq!(check(host(bad).as_bytes(), None, None).unwrap_err(), Refusal::WrongHost, "{bad}");
+        let named = check(host(bad).as_bytes(), PORT, Some("broker.corp"));
+        assert_eq!(named.unwrap_err(), Refusal::WrongHost, "{bad}");
     }
 }
 
@@ -216,13 +218,13 @@ fn anything_but_a_plain_get_for_us_is_refused() {
     ];
     assert!(cases.len() >= 60);
     for (head, expected) in cases {
-        match check(head.as_bytes(), PORT) {
+        match check(head.as_bytes(), PORT, None) {
             Err(refusal) => assert_eq!(refusal, expected, "{head:?}"),
             Ok(ask) => panic!("{head:?} was let in: {ask:?}"),
         }
         assert!((400..500).contains(&expected.status()));
     }
-    assert!(check(with(&"X: a\r\n".repeat(30)).as_bytes(), PORT).is_ok());
+    assert!(check(with(&"X: a\r\n".repeat(30)).as_bytes(), PORT, None).is_ok());
 }
 
 #[test]
@@ -262,7 +264,7 @@ fn paths_lead_to_their_grant_or_nowhere() {
         ("/role-arn/arn:aws:iam::1:role/x", Route::Unknown),
         ("/latest/meta-data/", Route::Unknown),
     ] {
-        let ask = check(get(target).as_bytes(), PORT).unwrap();
+        let ask = check(get(target).as_bytes(), PORT, None).unwrap();
         assert_eq!(ask.route(), &expected, "{target}");
     }
 }
@@ -270,7 +272,7 @@ fn paths_lead_to_their_grant_or_nowhere() {
 #[test]
 fn an_empty_token_is_none_and_a_user_agent_is_safe_to_log() {
     let head = with("User-Agent: a\u{9b}31m\u{202e}b\r\n").replace(TOKEN, " ");
-    let ask = check(head.as_bytes(), PORT).unwrap();
+    let ask = check(head.as_bytes(), PORT, None).unwrap();
     assert_eq!(ask.authorization(), None);
     assert_eq!(ask.user_agent(), Some(&Text::of_user_agent("a\u{fffd}31m\u{fffd}b".as_bytes())));
 }
@@ -320,7 +322,7 @@ async fn reading_ends_as_soon_as_there_is_no_hope() {
 proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..9000)) {
-        drop(check(&bytes, PORT));
+        drop(check(&bytes, PORT, None));
     }
 
     /// Whatever is changed in a good request: if it is still let in, then it is canonical.
@@ -341,7 +343,7 @@ proptest! {
             let end = if insert { at } else { at + 1 };
             head.splice(at..end, byte);
         }
-        if check(&head, PORT).is_ok() {
+        if check(&head, PORT, None).is_ok() {
             prop_assert!(head.starts_with(b"GET /"));
             prop_assert!(head.ends_with(b"\r\n\r\n"));
             let text = String::from_utf8_lossy(&head).to_ascii_lowercase();

@@ -1,15 +1,15 @@
 //! The port on the host: asked for, proven to be ours alone, and proven to lead to us.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     task::JoinSet,
 };
 use tracing::debug;
 
 use super::{
-    super::{CallerCheck, Error, Event, Inputs, PortWish, reraise},
+    super::{CallerCheck, Error, Event, Inputs, PortWish, reraise, trust},
     Link,
 };
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
         error::ForwardRefused,
         forward::{Arrival, Forward},
     },
+    tls::{Identity, Stream},
 };
 
 impl Link {
@@ -34,6 +35,7 @@ impl Link {
         wanted: u16,
         asked: Result<(Forward, u16), ForwardRefused>,
     ) -> Result<(), Error> {
+        self.trust = Box::pin(trust::ask(inputs, helper.0)).await?;
         let (forward, port) = match asked {
             Ok((forward, _)) => (forward, wanted),
             Err(refused) => self.another_port(inputs, helper, wanted, refused).await?,
@@ -164,12 +166,7 @@ impl Link {
         };
         let nonce = Nonce::generate()?;
         let expected = nonce.as_str().to_owned();
-        let send = async move {
-            let mut stream = stream;
-            // A connection that breaks shows as a nonce that does not arrive.
-            drop(stream.write_all(nonce.as_str().as_bytes()).await);
-            drop(stream.shutdown().await);
-        };
+        let send = say(stream, inputs.tls.clone(), nonce);
         let sending = async {
             tokio::join!(send, pump);
             std::future::pending::<()>().await;
@@ -179,7 +176,7 @@ impl Link {
             loop {
                 tokio::select! {
                     arrival = forward.arrivals.recv() => match arrival {
-                        Some(arrival) => { candidates.spawn(bears(arrival, expected.clone())); }
+                        Some(arrival) => { candidates.spawn(bears(arrival, inputs.tls.clone(), expected.clone())); }
                         None => return false,
                     },
                     Some(candidate) = candidates.join_next() => if reraise(candidate) { return true; },
@@ -197,9 +194,29 @@ impl Link {
     }
 }
 
+/// Sends the nonce as a client of ours would.
+async fn say<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, tls: Option<Arc<Identity>>, nonce: Nonce) {
+    let nonce = nonce.as_str().as_bytes();
+    // A connection that breaks shows as a nonce that does not arrive.
+    match tls {
+        None => {
+            drop(stream.write_all(nonce).await);
+            drop(stream.shutdown().await);
+        }
+        Some(tls) => match Box::pin(tls.connect(stream)).await {
+            Ok(mut stream) => {
+                drop(stream.write_all(nonce).await);
+                drop(stream.shutdown().await);
+            }
+            Err(error) => debug!(%error, "what answers at the port is not us"),
+        },
+    }
+}
+
 /// Whether this connection brings the nonce, and nothing else first.
-async fn bears(arrival: Arrival, nonce: String) -> bool {
-    let Arrival { mut stream, pump, .. } = arrival;
+async fn bears(arrival: Arrival, tls: Option<Arc<Identity>>, nonce: String) -> bool {
+    let Arrival { stream, pump, .. } = arrival;
+    let mut stream = Stream::new(stream, tls.as_deref());
     let read = async move {
         let mut said = vec![0; nonce.len()];
         stream.read_exact(&mut said).await.is_ok() && said == nonce.as_bytes()

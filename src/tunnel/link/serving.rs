@@ -11,6 +11,7 @@ use crate::{
     remote::helper::Helper,
     serve::{self, Endpoint},
     ssh::forward::{Arrival, Forward},
+    tls::{Identity, Stream},
 };
 
 /// How a forward tells who is asking.
@@ -28,6 +29,7 @@ pub(super) enum Door {
 pub(super) async fn serve_forward(
     mut forward: Forward,
     door: Door,
+    tls: Option<Arc<Identity>>,
     grants: Arc<Grants>,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -37,7 +39,7 @@ pub(super) async fn serve_forward(
             _ = stopping.changed() => break,
             arrival = forward.arrivals.recv() => {
                 let Some(arrival) = arrival else { break };
-                connections.spawn(answer(arrival, door.clone(), Arc::clone(&grants)));
+                connections.spawn(answer(arrival, door.clone(), tls.clone(), Arc::clone(&grants)));
             }
             Some(ended) = connections.join_next() => reraise(ended),
         }
@@ -45,7 +47,7 @@ pub(super) async fn serve_forward(
     connections.shutdown().await;
 }
 
-async fn answer(arrival: Arrival, door: Door, grants: Arc<Grants>) {
+async fn answer(arrival: Arrival, door: Door, tls: Option<Arc<Identity>>, grants: Arc<Grants>) {
     let Arrival { stream, pump, originator } = arrival;
     let port = match door {
         Door::Checked { port, .. } | Door::Trusted { port } => Some(port),
@@ -61,6 +63,8 @@ async fn answer(arrival: Arrival, door: Door, grants: Arc<Grants>) {
             (Door::Socket { uid }, _) => Ok(Caller::Uid(uid)),
         }
     };
-    let endpoint = Endpoint { port, originator_port: originator.map(|address| address.port()) };
+    let name = tls.as_deref().and_then(Identity::name);
+    let endpoint = Endpoint { port, name, originator_port: originator.map(|address| address.port()) };
+    let stream = Stream::new(stream, tls.as_deref());
     tokio::join!(serve::connection(stream, &endpoint, caller, &grants), pump);
 }
