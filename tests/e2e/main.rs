@@ -30,5 +30,6 @@ mod sftp;
 mod shells;
 mod stops;
 mod support;
+mod tls;
 mod transports;
 mod users;
