@@ -11,7 +11,7 @@
 //! | 1 | the host | an SDK sends `GET http://127.0.0.1:PORT/` with the token from its token file |
 //! | 2 | sshd | opens a channel towards us on the connection that we hold |
 //! | 3 | [`ssh::handler`] | is it a port that we asked for, from loopback, and is there room? Else it is refused |
-//! | 4 | `tunnel::link` | gives the stream to [`serve`], and asks [`remote::helper`] whose connection it is |
+//! | 4 | `tunnel::link` | gives the stream to [`serve`], through [`tls`] with `--tls`, and asks [`remote::helper`] whose connection it is |
 //! | 5 | [`serve::front`] | reads the head, bounded, and makes an [`Ask`](serve::front::Ask) of it or a refusal |
 //! | 6 | [`creds::grant`] | does this token open this path for this user? |
 //! | 7 | [`creds::cache`] | credentials from memory; only where there are none, wait for the one flight that [`aws`] makes |

@@ -24,8 +24,9 @@ const LONGEST_TARGET: usize = 1024;
 /// The most header fields. A real request has six.
 const MOST_FIELDS: usize = 32;
 
-/// A client that has opened the connection has its request ready; whoever is slower wants to hold it open.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// A client that has opened the connection has its request ready, after a handshake where there is TLS; whoever is
+/// slower wants to hold it open.
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a request is not looked at any further. Each is one answer and a closed connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]

@@ -10,12 +10,14 @@ use super::*;
 use crate::{
     audit::{Log, Memory},
     caller::Uid,
+    clock::Clock,
     creds::{
         RoleSource,
         cache::Cache,
         fake::{Source, Then, Time},
         secret::BearerToken,
     },
+    tls::{Identity, Wish},
 };
 
 const US: Uid = Uid(1000);
@@ -406,4 +408,45 @@ async fn a_thousand_neighbours_cannot_keep_us_from_our_user() {
     let strangers: u64 =
         lines.iter().filter(|line| line.uid == Some(65534)).map(|l| l.count.unwrap_or(1)).sum();
     assert_eq!(strangers, 1000);
+}
+
+#[tokio::test]
+async fn a_request_over_tls_is_answered_and_closed_as_every_other_one() {
+    let (identity, _) = Identity::new(&Wish::Auto, Clock::system().now()).unwrap();
+    let lab = Lab::new();
+    let (token, _) = lab.add("dev", HOUR);
+    lab.grants.first_fetch().await;
+    for caller in [US, NEIGHBOUR] {
+        let (ours, theirs) = tokio::io::duplex(1 << 12);
+        let proof = ready(Ok(Caller::Uid(caller)));
+        let served = connection(identity.accept(ours), &ENDPOINT, proof, &lab.grants);
+        let asked = async {
+            let mut stream = identity.connect(theirs).await.unwrap();
+            stream.write_all(request("/", Some(&token)).as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            // Only a proper end of TLS is no error here.
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let (_, answer) = tokio::join!(served, asked);
+        let expected = if caller == US { "200" } else { "401" };
+        assert_eq!(status(&answer), expected, "{answer}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tls_handshake_that_stands_still_is_given_up_in_time() {
+    let (identity, _) = Identity::new(&Wish::Auto, Clock::system().now()).unwrap();
+    let lab = Lab::new();
+    let patience = front::HEAD_TIMEOUT + FAREWELL_TIMEOUT + Duration::from_millis(100);
+    for said in [&b""[..], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"] {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 12);
+        theirs.write_all(said).await.unwrap();
+        let caller = ready(Ok(Caller::Uid(US)));
+        let served = connection(identity.accept(ours), &ENDPOINT, caller, &lab.grants);
+        timeout(patience, served).await.expect("it is given up");
+        let mut heard = Vec::new();
+        theirs.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"", "nothing is said in the clear");
+    }
 }

@@ -488,3 +488,81 @@ fn without_a_port_there_is_nothing_to_protect_and_that_is_said() {
     assert!(output.stderr().contains("there is no port on bastion for `--tls` to protect"), "{output}");
     world.assert_clean();
 }
+
+/// What the SDKs for Go and Java ask with: the HTTP clients of their standard libraries, as they are by default.
+const GO: &str = r#"
+package main
+
+import ("fmt"; "net/http"; "os"; "strings")
+
+func main() {
+	token, _ := os.ReadFile(os.Getenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"))
+	request, _ := http.NewRequest("GET", os.Getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI"), nil)
+	request.Header.Set("Authorization", strings.TrimSpace(string(token)))
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil { fmt.Println(err); os.Exit(1) }
+	fmt.Println(answer.StatusCode)
+}
+"#;
+
+const JAVA: &str = r#"
+import java.net.*; import java.nio.file.*;
+public class Ask {
+    public static void main(String[] none) throws Exception {
+        var token = Files.readString(Path.of(System.getenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")));
+        var url = new URL(System.getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI"));
+        var connection = (HttpURLConnection) url.openConnection();
+        connection.setRequestProperty("Authorization", token);
+        System.out.println(connection.getResponseCode());
+    }
+}
+"#;
+
+fn is_there(program: &str) -> bool {
+    let there = Command::new(program).arg("version").output().is_ok();
+    if !there {
+        println!("absent: {program}, so its row is not tried");
+    }
+    there
+}
+
+#[test]
+fn go_trusts_the_directory_and_java_a_trust_store_of_its_own() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let place = tempfile::tempdir_in("/tmp").unwrap();
+    std::fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = |name: &str| place.path().join(name).display().to_string();
+    let mut lines = Vec::new();
+    let go = if Path::new("/usr/local/go/bin/go").exists() { "/usr/local/go/bin/go" } else { "go" };
+    if is_there(go) {
+        std::fs::write(path("ask.go"), GO).unwrap();
+        let built =
+            Command::new(go).args(["build", "-o", &path("ask-go"), &path("ask.go")]).output().unwrap();
+        assert!(built.status.success(), "{built:?}");
+        lines.push((path("ask-go"), true));
+        lines.push((format!("unset SSL_CERT_DIR; {}", path("ask-go")), false));
+    }
+    if is_there("java") {
+        std::fs::write(path("Ask.java"), JAVA).unwrap();
+        let import = "keytool -importcert -noprompt -file \"${NODE_EXTRA_CA_CERTS}\" -storepass changeit";
+        lines.push((format!("java {}", path("Ask.java")), false));
+        lines.push((
+            format!(
+                "{import} -keystore ~/tls.p12 2>&1 && \
+                 java -Djavax.net.ssl.trustStore=$HOME/tls.p12 -Djavax.net.ssl.trustStorePassword=changeit {}; s=$?; rm -f ~/tls.p12; exit $s",
+                path("Ask.java")
+            ),
+            true,
+        ));
+    }
+    let mut world = World::new();
+    let tunnel = world.tunnel(&["-p", "dev", "--transport", "tcp", "--tls", "auto"]);
+    for (line, works) in lines {
+        let output = run_with(&mut world, &tunnel.environment, &line, &[]);
+        assert_eq!(output.stdout().lines().last() == Some("200"), works, "{line}: {output}");
+    }
+    let _stopped = tunnel.stop(&mut world);
+    world.assert_clean();
+}
