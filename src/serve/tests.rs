@@ -17,7 +17,7 @@ use crate::{
         fake::{Source, Then, Time},
         secret::BearerToken,
     },
-    tls::{Identity, Wish},
+    tls::{Identity, Stream, Wish},
 };
 
 const US: Uid = Uid(1000);
@@ -419,7 +419,7 @@ async fn a_request_over_tls_is_answered_and_closed_as_every_other_one() {
     for caller in [US, NEIGHBOUR] {
         let (ours, theirs) = tokio::io::duplex(1 << 12);
         let proof = ready(Ok(Caller::Uid(caller)));
-        let served = connection(identity.accept(ours), &ENDPOINT, proof, &lab.grants);
+        let served = connection(Stream::new(ours, Some(&identity)), &ENDPOINT, proof, &lab.grants);
         let asked = async {
             let mut stream = identity.connect(theirs).await.unwrap();
             stream.write_all(request("/", Some(&token)).as_bytes()).await.unwrap();
@@ -443,7 +443,7 @@ async fn a_tls_handshake_that_stands_still_is_given_up_in_time() {
         let (ours, mut theirs) = tokio::io::duplex(1 << 12);
         theirs.write_all(said).await.unwrap();
         let caller = ready(Ok(Caller::Uid(US)));
-        let served = connection(identity.accept(ours), &ENDPOINT, caller, &lab.grants);
+        let served = connection(Stream::new(ours, Some(&identity)), &ENDPOINT, caller, &lab.grants);
         timeout(patience, served).await.expect("it is given up");
         let mut heard = Vec::new();
         theirs.read_to_end(&mut heard).await.unwrap();
