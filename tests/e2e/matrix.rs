@@ -116,7 +116,7 @@ fn aws_version(program: &str) -> String {
 }
 
 /// Where something of [`sdk`] is, unless its toolchain is missing.
-fn optional(path: &str, toolchain: &str) -> Option<PathBuf> {
+pub fn optional(path: &str, toolchain: &str) -> Option<PathBuf> {
     let found = |program: &str| {
         std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|path| path.join(program).is_file())
     };

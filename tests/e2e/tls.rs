@@ -11,7 +11,10 @@ use sandbox::{
     users::User,
 };
 
-use crate::support::{PATIENCE, STOP, Tunnel, World, eventually, sdk};
+use crate::{
+    matrix::optional,
+    support::{PATIENCE, STOP, Tunnel, World, eventually, sdk},
+};
 
 const PORT: u16 = 4144;
 
@@ -139,16 +142,43 @@ fn who_trusts_a_ca_of_the_tunnel_at_the_port() {
         ("REQUESTS_CA_BUNDLE", Some(&*bundle)),
         ("SSL_CERT_FILE", Some(&*bundle)),
     ];
-    for (client, line, with, works) in [
+    let path = |path: &str| sdk(path).display().to_string();
+    let cli_v2 = format!("{} sts get-caller-identity --query Arn", path("awscli-v2/aws"));
+    let mut rows = vec![
         ("JavaScript", javascript(), &[][..], true),
         ("JavaScript", javascript(), &none[..], false),
         ("boto3", boto3(), &[][..], false),
         ("boto3", boto3(), &replaced[..], false),
         ("AWS CLI v1", aws_cli(), &[][..], false),
         ("AWS CLI v1", aws_cli(), &replaced[..], false),
+        ("AWS CLI v2", cli_v2.clone(), &[][..], false),
+        ("AWS CLI v2", cli_v2, &replaced[..], false),
         ("curl", CURL.to_owned(), &[][..], true),
         ("curl", CURL.to_owned(), &none[..], false),
-    ] {
+        ("Rust", path("rust/debug/whoami"), &[][..], true),
+        ("Rust", path("rust/debug/whoami"), &none[..], false),
+    ];
+    match optional("go/whoami", "go") {
+        Some(go) => {
+            rows.push(("Go", go.display().to_string(), &[][..], true));
+            rows.push(("Go", go.display().to_string(), &none[..], false));
+        }
+        None => println!("absent: Go, so its rows are not tried"),
+    }
+    match optional("java/whoami.jar", "mvn javac") {
+        Some(jar) => {
+            let java = format!("java -XX:TieredStopAtLevel=1 -jar {}", jar.display());
+            let told = format!(
+                "keytool -importcert -noprompt -file {bundle} -keystore ~/tls.p12 -storepass changeit >&2; \
+                 JAVA_TOOL_OPTIONS=\"-Djavax.net.ssl.trustStore=$HOME/tls.p12 \
+                 -Djavax.net.ssl.trustStorePassword=changeit\" {java}; rm -f ~/tls.p12"
+            );
+            rows.push(("Java", java, &[][..], false));
+            rows.push(("Java with a trust store", told, &[][..], true));
+        }
+        None => println!("absent: Java, so its rows are not tried"),
+    }
+    for (client, line, with, works) in rows {
         let mut command = world.on_host("sh", &["-c", &format!("eval \"$EXPORTS\"; {}{line}", unset(with))]);
         command.env("EXPORTS", &exports);
         command.envs(with.iter().filter_map(|(name, value)| Some((name, (*value)?))));
@@ -486,83 +516,5 @@ fn without_a_port_there_is_nothing_to_protect_and_that_is_said() {
     let output = world.run(world.connect(&["-p", "dev", "--tls", "auto", "--", &aws_cli()]));
     assert_eq!((output.stdout().trim(), output.code), (&*World::arn("Developer"), Some(0)), "{output}");
     assert!(output.stderr().contains("there is no port on bastion for `--tls` to protect"), "{output}");
-    world.assert_clean();
-}
-
-/// What the SDKs for Go and Java ask with: the HTTP clients of their standard libraries, as they are by default.
-const GO: &str = r#"
-package main
-
-import ("fmt"; "net/http"; "os"; "strings")
-
-func main() {
-	token, _ := os.ReadFile(os.Getenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"))
-	request, _ := http.NewRequest("GET", os.Getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI"), nil)
-	request.Header.Set("Authorization", strings.TrimSpace(string(token)))
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil { fmt.Println(err); os.Exit(1) }
-	fmt.Println(answer.StatusCode)
-}
-"#;
-
-const JAVA: &str = r#"
-import java.net.*; import java.nio.file.*;
-public class Ask {
-    public static void main(String[] none) throws Exception {
-        var token = Files.readString(Path.of(System.getenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")));
-        var url = new URL(System.getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI"));
-        var connection = (HttpURLConnection) url.openConnection();
-        connection.setRequestProperty("Authorization", token);
-        System.out.println(connection.getResponseCode());
-    }
-}
-"#;
-
-fn is_there(program: &str) -> bool {
-    let there = Command::new(program).arg("version").output().is_ok();
-    if !there {
-        println!("absent: {program}, so its row is not tried");
-    }
-    there
-}
-
-#[test]
-fn go_trusts_the_directory_and_java_a_trust_store_of_its_own() {
-    if sandbox::isolated!() {
-        return;
-    }
-    let place = tempfile::tempdir_in("/tmp").unwrap();
-    std::fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let path = |name: &str| place.path().join(name).display().to_string();
-    let mut lines = Vec::new();
-    let go = if Path::new("/usr/local/go/bin/go").exists() { "/usr/local/go/bin/go" } else { "go" };
-    if is_there(go) {
-        std::fs::write(path("ask.go"), GO).unwrap();
-        let built =
-            Command::new(go).args(["build", "-o", &path("ask-go"), &path("ask.go")]).output().unwrap();
-        assert!(built.status.success(), "{built:?}");
-        lines.push((path("ask-go"), true));
-        lines.push((format!("unset SSL_CERT_DIR; {}", path("ask-go")), false));
-    }
-    if is_there("java") {
-        std::fs::write(path("Ask.java"), JAVA).unwrap();
-        let import = "keytool -importcert -noprompt -file \"${NODE_EXTRA_CA_CERTS}\" -storepass changeit";
-        lines.push((format!("java {}", path("Ask.java")), false));
-        lines.push((
-            format!(
-                "{import} -keystore ~/tls.p12 2>&1 && \
-                 java -Djavax.net.ssl.trustStore=$HOME/tls.p12 -Djavax.net.ssl.trustStorePassword=changeit {}; s=$?; rm -f ~/tls.p12; exit $s",
-                path("Ask.java")
-            ),
-            true,
-        ));
-    }
-    let mut world = World::new();
-    let tunnel = world.tunnel(&["-p", "dev", "--transport", "tcp", "--tls", "auto"]);
-    for (line, works) in lines {
-        let output = run_with(&mut world, &tunnel.environment, &line, &[]);
-        assert_eq!(output.stdout().lines().last() == Some("200"), works, "{line}: {output}");
-    }
-    let _stopped = tunnel.stop(&mut world);
     world.assert_clean();
 }
