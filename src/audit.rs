@@ -70,6 +70,11 @@ impl Text {
         Self::cut(&String::from_utf8_lossy(bytes))
     }
 
+    /// Returns the text.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     fn cut(text: &str) -> Self {
         let mut text = printable::one_line(text);
         while text.len() > LONGEST_TEXT {
@@ -111,6 +116,10 @@ pub(crate) enum Event {
     TokenTheftSuspected,
     GrantAdded,
     GrantRevoked,
+    /// A person said yes to a user of the host and a profile (`--confirm`).
+    Approved,
+    /// A person said no.
+    Denied,
     TunnelUp,
     TunnelDown,
     /// [`Entry::count`] lines could not be written.

@@ -68,6 +68,32 @@ impl Environment {
             .join("broker")
     }
 
+    /// Returns where control sockets may lie, the first that works first: what the session has for that, and what is
+    /// there without a session; where both fail, below the state directory and in `/tmp`. One of several machines that
+    /// share a home has its own.
+    pub(crate) fn runtime_directories(&self) -> Vec<PathBuf> {
+        let uid = nix::unistd::Uid::effective();
+        let absolute = |name| self.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let session = absolute("XDG_RUNTIME_DIR").map(|path| path.join("broker"));
+        let system = PathBuf::from(format!("/run/user/{uid}"));
+        let system = system.is_dir().then(|| system.join("broker"));
+        // On macOS this is the user's alone; elsewhere it is not where another terminal would look.
+        let temporary = absolute("TMPDIR").filter(|_| cfg!(target_os = "macos"));
+        let machine: String =
+            self.host_name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+        let mut places: Vec<PathBuf> = session
+            .into_iter()
+            .chain(system)
+            .chain(temporary.map(|path| path.join("broker")))
+            .chain([
+                self.state_directory().join(format!("run-{machine}")),
+                PathBuf::from(format!("/tmp/.broker-control-{uid}")),
+            ])
+            .collect();
+        places.dedup();
+        places
+    }
+
     /// Returns where every decision is logged.
     pub(crate) fn audit_log(&self) -> PathBuf {
         self.state_directory().join("audit.log")
@@ -131,6 +157,8 @@ pub(crate) struct Flags {
     pub(crate) token_in_environment: bool,
     pub(crate) trust_host_users: bool,
     pub(crate) allow_uids: Vec<u32>,
+    /// Patterns of profiles that are served when a process asks for them.
+    pub(crate) allow: Vec<String>,
     pub(crate) install_profiles: bool,
     pub(crate) keep_config: bool,
     pub(crate) tls: Option<tls::Wish>,
@@ -143,6 +171,8 @@ pub(crate) struct Plan {
     pub(crate) target: Target,
     /// At least one; the first is the default grant.
     pub(crate) profiles: Vec<Profile>,
+    /// Those that are served when a process asks for them.
+    pub(crate) on_request: Vec<Profile>,
     pub(crate) options: Options,
     /// Whose certificate answers at the port; `None` for plain HTTP.
     pub(crate) tls: Option<tls::Wish>,
@@ -173,6 +203,8 @@ pub(crate) enum Error {
     NoUser,
     #[error("no profile was named, and `{}` has {}", path.display(), if known.is_empty() { "none" } else { "several and no usable default" })]
     NoProfile { path: PathBuf, known: Vec<String> },
+    #[error("no profile that can be served matches `--allow {pattern}`")]
+    NothingAllowed { pattern: String, known: Vec<String> },
     #[error("`-p {port}` is no profile")]
     PortAsProfile { port: String },
     #[error("`--tls` is for the port on the host, and `--transport {transport}` has none")]
@@ -198,6 +230,9 @@ impl Error {
             }
             Self::NoProfile { known, .. } => {
                 Some(format!("name one with `-p NAME`; there are: {}", crate::aws::profile::listed(known)))
+            }
+            Self::NothingAllowed { known, .. } => {
+                Some(format!("there are: {}", crate::aws::profile::listed(known)))
             }
             Self::PortAsProfile { port } => {
                 Some(format!("`-p` is --profile here; the SSH port is `-P {port}`"))
@@ -236,6 +271,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
     });
     let profiles = profiles(&flags.profiles, environment)?;
 
+    let on_request = allowed(&flags.allow, &profiles, environment)?;
     let target = target(&flags, environment, &mut warnings)?;
 
     let job = if flags.no_shell {
@@ -248,6 +284,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
     Ok(Plan {
         target,
         profiles,
+        on_request,
         options: Options {
             transport: flags.transport.unwrap_or(Transport::Auto),
             port: flags.remote_port.map_or(PortWish::Auto, PortWish::Exactly),
@@ -314,6 +351,65 @@ pub(crate) fn target(
     Ok(target)
 }
 
+/// Resolves the profiles that match any of the patterns, other than those that are served anyway.
+fn allowed(
+    patterns: &[String],
+    served: &[Profile],
+    environment: &Environment,
+) -> Result<Vec<Profile>, Error> {
+    if patterns.is_empty() {
+        return Ok(Vec::new());
+    }
+    let all = Profiles::load(&environment.aws_files())?;
+    let mut resolved: Vec<Profile> = Vec::new();
+    for pattern in patterns {
+        let mut matched = false;
+        for name in all.names().into_iter().filter(|name| matches(pattern, name.as_str())) {
+            if served.iter().chain(&resolved).any(|known| known.name == name) {
+                matched = true;
+                continue;
+            }
+            // One that cannot be served was not meant by a pattern.
+            if let Ok(mut profiles) = profiles(&[name.to_string()], environment) {
+                matched |= !profiles.is_empty();
+                resolved.append(&mut profiles);
+            }
+        }
+        if !matched {
+            let known = all.names().iter().map(ToString::to_string).collect();
+            return Err(Error::NothingAllowed { pattern: crate::printable::one_line(pattern), known });
+        }
+    }
+    Ok(resolved)
+}
+
+/// Whether `name` is what `pattern` says: `*` stands for any characters, `?` for one.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut pattern, mut name) = (pattern.as_slice(), name.as_slice());
+    let mut retry = None;
+    loop {
+        match (pattern.split_first(), name.split_first()) {
+            (Some(('*', rest)), _) => {
+                retry = Some((rest, name));
+                pattern = rest;
+            }
+            (Some((wanted, rest)), Some((found, more))) if *wanted == '?' || wanted == found => {
+                (pattern, name) = (rest, more);
+            }
+            (None, None) => return true,
+            // The last run takes one character more.
+            _ => match retry {
+                Some((rest, [_, more @ ..])) => {
+                    retry = Some((rest, more));
+                    (pattern, name) = (rest, more);
+                }
+                _ => return false,
+            },
+        }
+    }
+}
+
 /// Resolves the named profiles, or the one that is meant when none is named: `AWS_PROFILE`, the default, the only one.
 pub(crate) fn profiles(named: &[String], environment: &Environment) -> Result<Vec<Profile>, Error> {
     let files = environment.aws_files();
@@ -353,4 +449,23 @@ pub(crate) fn profiles(named: &[String], environment: &Environment) -> Result<Ve
         resolved.push(profile);
     }
     Ok(resolved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_matches_whole_names() {
+        for (pattern, name) in
+            [("dev-*", "dev-a"), ("*", ""), ("*-ro", "a-b-ro"), ("a?c", "abc"), ("**a*", "bab")]
+        {
+            assert!(matches(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in
+            [("dev", "dev-a"), ("dev-*", "xdev-a"), ("a?c", "ac"), ("*-ro", "a-rox"), ("", "a")]
+        {
+            assert!(!matches(pattern, name), "{pattern} {name}");
+        }
+    }
 }

@@ -48,6 +48,7 @@
 //! | [`serve`] | HTTP over any stream of bytes | SSH, AWS |
 //! | [`creds`] | grants, who may use them, how fresh credentials are, one flight at a time | AWS, HTTP, SSH |
 //! | [`aws`] | profiles, sign-in, the token cache shared with the AWS CLI, the calls to AWS | SSH, serving |
+//! | [`control`] | the private socket through which another terminal looks at a tunnel and steers it | AWS, SSH, what a request leads to |
 //! | leaves: [`audit`], [`backoff`], [`caller`], [`clock`], [`human`], [`names`], [`printable`], [`private_fs`], [`random`], [`tls`] | one thing each | any room |
 //!
 //! `russh` is named only in [`ssh`], the crates of AWS only in [`aws`], `hyper` only in [`serve`] and for the
@@ -74,6 +75,7 @@ mod caller;
 mod cli;
 mod clock;
 mod config;
+mod control;
 mod creds;
 mod human;
 mod names;

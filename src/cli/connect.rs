@@ -7,32 +7,28 @@ use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 
 use super::{
     Output, background, chain, console,
+    desk::{Desk, Why},
     failure::{Failure, Kind},
     host::HowToReach,
-    login, notify, stop_signal,
+    identity::{Identity, Login},
+    limits::{self, Limits},
+    notify, stop_signal,
     terminal::Terminal,
     with_ticks,
 };
 use crate::{
     audit,
-    aws::{
-        client::Endpoints,
-        profile::Source,
-        session::{IdentityError, LoginPolicy, SsoSessionState, SsoSource, WITHOUT_BATCH},
-    },
     clock::Clock,
     config::{self, Environment, Flags, Job, Plan},
-    creds::{
-        FetchError,
-        cache::Cache,
-        grant::{Grant, Grants},
-        secret::BearerToken,
-    },
+    creds::grant::Grants,
     human::Human,
     remote::exports::Shell,
-    ssh::host_keys::{self, KnownHostKeys},
+    ssh::{
+        host_keys::{self, KnownHostKeys},
+        target::Target,
+    },
     tls,
-    tunnel::{self, Event, Inputs, Lasting, Step, Transport, Tunnel},
+    tunnel::{self, Inputs, Lasting, Transport, Tunnel},
 };
 
 /// Connect to a host and let the AWS SDKs there use a role of yours.
@@ -123,6 +119,13 @@ pub(super) struct Arguments {
     /// Sign in with a code on another device instead of a browser here
     #[arg(long)]
     device_code: bool,
+
+    /// Profiles that processes on the host may ask for by name, such as `team-*`; fetched when one does
+    #[arg(long, value_name = "PATTERN")]
+    allow: Vec<String>,
+
+    #[command(flatten)]
+    limits: Limits,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +155,7 @@ enum TransportArgument {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum ShellArgument {
+pub(super) enum ShellArgument {
     /// POSIX sh, also for dash, ksh and ash
     Sh,
     /// bash
@@ -278,6 +281,7 @@ impl Arguments {
             token_in_environment: self.token == TokenArgument::Env,
             trust_host_users: self.trust_host_users,
             allow_uids: self.allow_uids,
+            allow: self.allow,
             install_profiles: self.install_profiles,
             tls: self.tls,
             keep_config: matches!(self.remote_config, RemoteConfig::Keep),
@@ -296,6 +300,7 @@ pub(super) async fn run(
     let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
     let clock = Clock::system();
     let device_code = arguments.device_code;
+    let limits = arguments.limits.clone();
 
     // 1. Everything that can be wrong without a network.
     let plan = config::plan(arguments.flags(output.batch)?, environment).map_err(usage)?;
@@ -347,28 +352,46 @@ pub(super) async fn run(
         drop(refresher_writes);
     });
 
-    let identity = Identity::new(&plan, environment, &endpoints, &clock);
+    let identity = Arc::new(Identity::new(&plan.profiles, environment, &endpoints, &clock));
+    if limits.confirm {
+        grants.require_confirmation();
+    }
+    let (host, destination) = (plan.target.original.clone(), account(&plan.target));
+    let desk = Desk::new(
+        host.clone(),
+        destination,
+        Arc::clone(&grants),
+        Arc::clone(&identity),
+        environment.clone(),
+        clock.clone(),
+    );
+    let (stop_listening, listened) = oneshot::channel::<()>();
+    desk.open(terminal, &mut background, async { drop(listened.await) });
+    if let Some(end) = limits.ends_at(clock.now()) {
+        desk.board.ends(end);
+    }
     let policy = Login { terminal, batch: output.batch, device_code };
     let observer = {
-        let terminal = Arc::clone(terminal);
-        Arc::new(move |event| terminal.event(&event)) as tunnel::Observer
+        let (terminal, desk) = (Arc::clone(terminal), Arc::clone(&desk));
+        Arc::new(move |event| {
+            desk.observe(&event);
+            terminal.event(&event);
+        }) as tunnel::Observer
     };
     let outcome = async {
         let mut stop = std::pin::pin!(stop);
         let start = async {
             // 2. and 3. Who we are, and the first credentials of every role, before any host sees us.
             identity.sign_in(&policy).await?;
-            identity.grant(&plan, &grants, clock.clone())?;
+            identity.grant_all(&plan, &grants)?;
             identity.first_credentials(&grants, &policy).await?;
-            let target = &plan.target;
-            let account = format!("{}@{}:{}", target.user, target.hostname, target.port);
             // 4. to 6. The tunnel, and only then what lies on the host.
             let inputs = Inputs {
                 target: plan.target.clone(),
                 options: plan.options,
                 tls,
                 runs: !matches!(plan.job, Job::Exports { .. }),
-                lasting: Lasting::new(environment.state_directory(), account),
+                lasting: Lasting::new(environment.state_directory(), account(&plan.target)),
                 key: tunnel::key().map_err(|e| Failure::new(Kind::Failed, e))?,
                 command: match &plan.job {
                     Job::Command { line, .. } => Some(line.clone()),
@@ -380,13 +403,16 @@ pub(super) async fn run(
                 human,
                 log: log.for_host(&plan.target.original),
                 observer,
+                steering: desk.steering.clone(),
             };
             Tunnel::start(inputs).await.map_err(tunnel_failure)
         };
         let mut tunnel = tokio::select! {
             started = with_ticks(terminal, Box::pin(start)) => started?,
             _ = &mut stop => return Err(interrupted()),
+            why = desk.stopped() => return done(&plan, why),
         };
+        let can_ask = matches!(plan.job, Job::Exports { .. });
         // 7. The shell, the command, or the exports.
         let (ended, reason) = tokio::select! {
             ended = Box::pin(job(&plan, &mut tunnel, environment, terminal)) => match &ended {
@@ -395,7 +421,11 @@ pub(super) async fn run(
                 Err(_) => (ended, "disconnected".to_owned()),
             },
             _ = &mut stop => (Err(interrupted()), "stopped".to_owned()),
+            why = desk.stopped() => (done(&plan, why), why.reason()),
+            why = limits.over(&host, &grants, &clock, terminal) => (done(&plan, why), why.reason()),
+            never = limits::confirm(&host, &grants, terminal, can_ask) => match never {},
         };
+        desk.stopping();
         // 8. A second signal does not wait for a host that may not answer. A fetch that is under way lands meanwhile.
         stopping = Some(Instant::now());
         // A manager that is gone waits for nothing.
@@ -419,7 +449,8 @@ pub(super) async fn run(
     .await;
 
     grants.revoke_all();
-    drop((stop_refreshing, stop_writing));
+    desk.ended();
+    drop((stop_refreshing, stop_writing, stop_listening));
     let finish = async { while background.join_next().await.is_some() {} };
     // What is not written by then is on a disk that does not answer.
     let left = STOP_TIMEOUT.saturating_sub(stopping.map(|since| since.elapsed()).unwrap_or_default());
@@ -479,8 +510,23 @@ async fn job(
     console::exit_code(outcome, host)
 }
 
+/// Returns how `connect` ends when it was meant to. A command that was cut short has not succeeded.
+fn done(plan: &Plan, why: Why) -> Result<ExitCode, Failure> {
+    match plan.job {
+        Job::Command { .. } => {
+            Err(Failure::new(Kind::Failed, format!("the command was cut short: {}", why.reason())))
+        }
+        Job::Shell { .. } | Job::Exports { .. } => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Returns where a host's name leads: `user@name:port`.
+pub(super) fn account(target: &Target) -> String {
+    format!("{}@{}:{}", target.user, target.hostname, target.port)
+}
+
 /// Says that the exports are for sh because the login shell's language is not ours.
-fn sh_instead(host: &str, login_shell: Option<&str>) -> Option<String> {
+pub(super) fn sh_instead(host: &str, login_shell: Option<&str>) -> Option<String> {
     match login_shell {
         Some(path) if Shell::of(path).is_some() => None,
         Some(path) => Some(format!(
@@ -493,137 +539,15 @@ fn sh_instead(host: &str, login_shell: Option<&str>) -> Option<String> {
     }
 }
 
-/// How a person may sign in.
-struct Login<'a> {
-    terminal: &'a Terminal,
-    batch: bool,
-    device_code: bool,
-}
-
-impl Login<'_> {
-    fn policy(&self) -> LoginPolicy<'_> {
-        if self.batch {
-            LoginPolicy::Never
-        } else {
-            LoginPolicy::With { human: self.terminal, method: login::method(self.device_code, self.terminal) }
-        }
-    }
-}
-
-/// The sessions of Identity Center that the profiles of one tunnel need.
-struct Identity {
-    sessions: Vec<Arc<SsoSessionState>>,
-}
-
-impl Identity {
-    fn new(plan: &Plan, environment: &Environment, endpoints: &Endpoints, clock: &Clock) -> Self {
-        let mut sessions: Vec<Arc<SsoSessionState>> = Vec::new();
-        for profile in &plan.profiles {
-            let Source::Sso(role) = &profile.source;
-            if !sessions.iter().any(|known| *known.session() == role.session) {
-                let session = role.session.clone();
-                let state = SsoSessionState::new(session, &environment.home, endpoints, clock.clone());
-                sessions.push(Arc::new(state));
-            }
-        }
-        Self { sessions }
-    }
-
-    async fn sign_in(&self, login: &Login<'_>) -> Result<(), Failure> {
-        for session in &self.sessions {
-            let subject = session.session().to_string();
-            login.terminal.event(&Event::Started { step: Step::SignIn, subject: subject.clone() });
-            session.ensure(login.policy()).await.map_err(identity)?;
-            login.terminal.event(&Event::Done { step: Step::SignIn, subject });
-        }
-        Ok(())
-    }
-
-    fn grant(&self, plan: &Plan, grants: &Grants, clock: Clock) -> Result<(), Failure> {
-        for profile in &plan.profiles {
-            let Source::Sso(role) = &profile.source;
-            let Some(session) = self.sessions.iter().find(|known| *known.session() == role.session) else {
-                continue;
-            };
-            let source = SsoSource::new(profile.name.clone(), role, Arc::clone(session));
-            let grant = Grant::new(
-                profile.name.clone(),
-                Some(role.role.clone()),
-                profile.region.clone(),
-                profile.output.clone(),
-                BearerToken::generate().map_err(|e| Failure::new(Kind::Failed, e))?,
-                Cache::new(Arc::new(source), clock.clone()),
-            );
-            grants.add(grant).map_err(|e| Failure::new(Kind::Failed, e))?;
-        }
-        Ok(())
-    }
-
-    async fn first_credentials(&self, grants: &Grants, login: &Login<'_>) -> Result<(), Failure> {
-        let roles: Vec<String> =
-            grants.list().iter().filter_map(|grant| Some(grant.role.as_ref()?.to_string())).collect();
-        let subject = roles.join(", ");
-        login.terminal.event(&Event::Started { step: Step::Credentials, subject: subject.clone() });
-        let mut fetched = grants.first_fetch().await;
-        let dead = |(_, result): &(_, Result<_, Arc<FetchError>>)| matches!(result, Err(e) if matches!(**e, FetchError::LoginNeeded { .. }));
-        if !login.batch && fetched.iter().any(dead) {
-            // The token looked valid, but AWS had ended the session.
-            self.sign_in(login).await?;
-            grants.poke();
-            fetched = grants.first_fetch().await;
-        }
-        let mut failures = fetched.into_iter().filter_map(|(profile, result)| Some((profile, result.err()?)));
-        let Some((profile, error)) = failures.next() else {
-            login.terminal.event(&Event::Done { step: Step::Credentials, subject });
-            return Ok(());
-        };
-        for (profile, error) in failures {
-            login.terminal.warning(&format!("profile `{profile}`: {error}"));
-        }
-        let (kind, hint) = match &*error {
-            FetchError::LoginNeeded { .. } => {
-                (Kind::LoginNeeded, login.batch.then(|| WITHOUT_BATCH.to_owned()))
-            }
-            FetchError::Denied { .. } => (
-                Kind::RoleDenied,
-                Some(format!(
-                    "check account and role of profile `{profile}`, or ask who manages access in AWS"
-                )),
-            ),
-            FetchError::Transient { .. } => (Kind::Failed, Some("try again in a moment".to_owned())),
-        };
-        Err(Failure::new(kind, NoCredentials { profile: profile.to_string(), source: error }).with_hint(hint))
-    }
-}
-
 /// Nobody on the host would know of the tunnel.
 #[derive(Debug, thiserror::Error)]
 #[error("could not print the exports on stdout")]
 struct NotPrinted(#[source] std::io::Error);
 
-/// The first fetch of one profile failed.
-#[derive(Debug, thiserror::Error)]
-#[error("no credentials for profile `{profile}`")]
-struct NoCredentials {
-    profile: String,
-    #[source]
-    source: Arc<FetchError>,
-}
-
 /// Returns a mistake in what was asked for or configured.
 pub(super) fn usage(error: config::Error) -> Failure {
     let hint = error.hint();
     Failure::new(Kind::Usage, error).with_hint(hint)
-}
-
-/// Returns why there is no identity.
-pub(super) fn identity(error: IdentityError) -> Failure {
-    let kind = match &error {
-        IdentityError::LoginNeeded { .. } | IdentityError::Login { .. } => Kind::LoginNeeded,
-        IdentityError::Transient { .. } => Kind::Failed,
-    };
-    let hint = error.hint();
-    Failure::new(kind, error).with_hint(hint)
 }
 
 /// Returns why a host key is not trusted.

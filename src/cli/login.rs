@@ -63,7 +63,7 @@ pub(super) async fn run(
     terminal.event(&Event::Started { step: Step::SignIn, subject: subject.clone() });
     let login = with_ticks(terminal, state.login(terminal.as_ref(), method));
     tokio::select! {
-        done = login => done.map_err(super::connect::identity)?,
+        done = login => done.map_err(super::identity::identity)?,
         _ = stop => return Err(Failure::new(Kind::Interrupted, "interrupted")),
     }
     terminal.event(&Event::Done { step: Step::SignIn, subject });

@@ -12,14 +12,20 @@ mod background;
 mod clean;
 mod connect;
 mod console;
+mod desk;
 mod doctor;
 pub(crate) mod failure;
 mod host;
+mod identity;
+mod limits;
 mod login;
 mod logout;
 mod notify;
+mod status;
 pub(crate) mod stderr;
+mod steer;
 mod terminal;
+mod tunnels;
 
 use std::{
     ffi::OsString,
@@ -65,6 +71,14 @@ enum Command {
     Audit(audit::Arguments),
     Doctor(Box<doctor::Arguments>),
     Clean(Box<clean::Arguments>),
+    Status(status::Arguments),
+    Env(steer::Env),
+    Grant(steer::Grant),
+    Approve(steer::Approve),
+    Deny(steer::Deny),
+    Revoke(steer::Revoke),
+    Stop(steer::Stop),
+    Refresh(steer::Refresh),
 }
 
 /// How we talk; the same for every command.
@@ -168,6 +182,14 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Clean(arguments) => clean::run(&arguments, &cli.output, &environment, &terminal).await,
             Command::Logout(arguments) => logout::run(&arguments, &environment, &terminal).await,
             Command::Audit(arguments) => audit::run(&arguments, &environment, &terminal),
+            Command::Status(arguments) => status::run(&arguments, &environment, &terminal).await,
+            Command::Env(arguments) => steer::env(&arguments, &environment, &terminal).await,
+            Command::Grant(arguments) => steer::grant(&arguments, &cli.output, &environment, &terminal).await,
+            Command::Approve(arguments) => steer::approve(&arguments, &environment, &terminal).await,
+            Command::Deny(arguments) => steer::deny(&arguments, &environment, &terminal).await,
+            Command::Revoke(arguments) => steer::revoke(&arguments, &environment, &terminal).await,
+            Command::Stop(arguments) => steer::stop(&arguments, &environment, &terminal).await,
+            Command::Refresh(arguments) => steer::refresh(&arguments, &environment, &terminal).await,
         }
     };
     let code = match drive(runtime, work, || terminal.restore()) {

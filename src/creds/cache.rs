@@ -74,6 +74,10 @@ struct State {
     trouble: Option<Trouble>,
     /// No new flight before this.
     not_before: Option<Instant>,
+    /// Nobody has asked yet, and nothing is fetched before somebody does.
+    unasked: bool,
+    /// New ones are wanted, however fresh those in memory are.
+    renew: bool,
     runners: Vec<Weak<Notify>>,
 }
 
@@ -117,13 +121,21 @@ impl Cache {
         Arc::new(Self { source, clock, state: Mutex::default(), landings })
     }
 
+    /// Returns an empty cache that stays empty until somebody asks.
+    pub(crate) fn on_request(source: Arc<dyn RoleSource>, clock: Clock) -> Arc<Self> {
+        let cache = Self::new(source, clock);
+        cache.state().unasked = true;
+        cache
+    }
+
     /// Returns valid credentials: at once if there are any, else when the flight lands or fails, at `deadline`
     /// at the latest.
     pub(crate) async fn get(&self, deadline: Instant) -> Result<Arc<RoleCredentials>, Unavailable> {
         let mut landings = self.landings.subscribe();
         loop {
             let trouble = {
-                let state = self.state();
+                let mut state = self.state();
+                state.unasked = false;
                 let due = self.due_in(&state);
                 match self.valid(&state) {
                     Some(credentials) => {
@@ -153,6 +165,7 @@ impl Cache {
     pub(crate) async fn first(&self) -> Result<Arc<RoleCredentials>, Arc<FetchError>> {
         let mut landings = self.landings.subscribe();
         let mut looked = false;
+        self.state().unasked = false;
         loop {
             {
                 let state = self.state();
@@ -180,6 +193,37 @@ impl Cache {
             trouble.in_a_row = 0;
         }
         wake(&state);
+    }
+
+    /// Fetches new credentials now, and returns their end. What is in memory is served meanwhile, and stays if it fails.
+    pub(crate) async fn renew(&self) -> Result<SystemTime, Arc<FetchError>> {
+        let mut landings = self.landings.subscribe();
+        {
+            let mut state = self.state();
+            state.renew = true;
+            state.unasked = false;
+        }
+        self.poke();
+        loop {
+            // The sender lives as long as we do, so this cannot fail.
+            drop(landings.changed().await);
+            let state = self.state();
+            if state.renew || state.in_flight {
+                // One that was under way already.
+                continue;
+            }
+            if let Some(trouble) = &state.trouble {
+                return Err(Arc::clone(&trouble.error));
+            }
+            if let Some(held) = &state.held {
+                return Ok(held.credentials.expires_at);
+            }
+        }
+    }
+
+    /// Whether something waits for the first request.
+    pub(super) fn is_unasked(&self) -> bool {
+        self.state().unasked
     }
 
     /// Returns what is known now.
@@ -225,6 +269,12 @@ impl Cache {
     fn due_in(&self, state: &State) -> Due {
         if state.in_flight {
             return Due::Flying;
+        }
+        if state.unasked {
+            return Due::In(LOGIN_RETRY);
+        }
+        if state.renew {
+            return Due::Now;
         }
         let now = Instant::now();
         let pause = state.not_before.map(|at| at.saturating_duration_since(now)).unwrap_or_default();
@@ -276,6 +326,7 @@ impl<'a> Flight<'a> {
             return None;
         }
         state.in_flight = true;
+        state.renew = false;
         Some(Self { cache })
     }
 

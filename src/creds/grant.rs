@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use subtle::{Choice, ConditionallySelectable as _};
@@ -23,11 +23,13 @@ pub(crate) use super::stranger::Admitted;
 use super::{
     FetchError,
     cache::{Cache, Due, Status, Unavailable},
+    confirm::{Confirmations, Unconfirmed, Waiting},
     secret::{BearerToken, RoleCredentials},
     stranger::{BURST, Strangers},
+    tally::{Count, Tally},
 };
 use crate::{
-    audit::{Entry, Event, Log, Public, Text},
+    audit::{Decision, Entry, Event, Log, Public, Text},
     caller::{Caller, Uid},
     names::{ProfileName, Region, Role},
 };
@@ -69,9 +71,24 @@ impl Grant {
         self.cache.get(deadline).await
     }
 
+    /// Fetches the first credentials, for however long that takes.
+    pub(crate) async fn first(&self) -> Result<Arc<RoleCredentials>, Arc<FetchError>> {
+        self.cache.first().await
+    }
+
     /// Returns what is known about the credentials.
     pub(crate) fn status(&self) -> Status {
         self.cache.status()
+    }
+
+    /// Fetches new credentials now, however fresh those in memory are, and returns their end.
+    pub(crate) async fn renew(&self) -> Result<SystemTime, Arc<FetchError>> {
+        self.cache.renew().await
+    }
+
+    /// Whether credentials are fetched only when somebody asks, and nobody has yet.
+    pub(crate) fn is_unasked(&self) -> bool {
+        self.cache.is_unasked()
     }
 
     /// Returns whether it has been taken back; checked once more right before every answer.
@@ -146,11 +163,16 @@ pub(crate) struct Grants {
 
 #[derive(Debug, Default)]
 struct State {
-    /// In the order in which their profiles were added; the first is the default.
+    /// In the order in which their profiles were added.
     list: Vec<Arc<Grant>>,
+    /// The first that was ever added, or what took its place. When it is taken back nothing else becomes the default:
+    /// whoever asks without a name must not get another role than before.
+    default: Option<Arc<Grant>>,
     allowed: Vec<Uid>,
     /// Who presented a token of ours last, until somebody is told.
     thief: Option<Uid>,
+    tally: Tally,
+    confirmations: Confirmations,
     closed: bool,
 }
 
@@ -194,6 +216,9 @@ impl Grants {
             if state.closed {
                 return Err(Closed);
             }
+            if state.default.as_ref().is_none_or(|default| default.profile == grant.profile) {
+                state.default = Some(Arc::clone(&grant));
+            }
             match state.list.iter_mut().find(|known| known.profile == grant.profile) {
                 Some(known) => Some(std::mem::replace(known, Arc::clone(&grant))),
                 None => {
@@ -203,6 +228,10 @@ impl Grants {
             }
         };
         if let Some(replaced) = replaced {
+            if replaced.role != grant.role {
+                // What a person said was said about the other role.
+                self.state().confirmations.forget(&grant.profile);
+            }
             self.end(&replaced);
         }
         self.log.record(grant.entry(Event::GrantAdded));
@@ -214,6 +243,85 @@ impl Grants {
     /// Returns all grants, in the order in which their profiles were added.
     pub(crate) fn list(&self) -> Vec<Arc<Grant>> {
         self.state().list.clone()
+    }
+
+    /// Returns what lies on the host for the default grant and for the others: the default one first, even if it was
+    /// taken back and opens nothing any more.
+    pub(crate) fn served(&self) -> Vec<Arc<Grant>> {
+        let state = self.state();
+        let is_default =
+            |grant: &&Arc<Grant>| state.default.as_ref().is_some_and(|it| Arc::ptr_eq(it, grant));
+        state.default.iter().chain(state.list.iter().filter(|grant| !is_default(grant))).cloned().collect()
+    }
+
+    /// Takes back one grant, and returns it; `None` if there is no such one.
+    pub(crate) fn revoke(&self, profile: &ProfileName) -> Option<Arc<Grant>> {
+        let revoked = {
+            let mut state = self.state();
+            let at = state.list.iter().position(|grant| grant.profile == *profile)?;
+            state.confirmations.forget(profile);
+            state.list.remove(at)
+        };
+        self.end(&revoked);
+        self.changed();
+        Some(revoked)
+    }
+
+    /// Has a person asked about every user of the host and every profile from now on (`--confirm`).
+    pub(crate) fn require_confirmation(&self) {
+        self.state().confirmations.require();
+    }
+
+    /// Returns whether `grant` may be handed to this user of the host, or to a file there (`None`); if nobody was asked
+    /// about that yet, somebody is.
+    pub(crate) fn confirmed(
+        &self,
+        grant: &Grant,
+        uid: Option<Uid>,
+        user_agent: impl FnOnce() -> Option<String>,
+    ) -> Result<(), Unconfirmed> {
+        let uid = uid.map(|uid| uid.0);
+        let (confirmed, is_new) = self.state().confirmations.check(&grant.profile, uid, user_agent);
+        if is_new {
+            self.changed();
+        }
+        confirmed
+    }
+
+    /// Returns what a person has to say something about.
+    pub(crate) fn waiting(&self) -> Vec<Waiting> {
+        self.state().confirmations.waiting()
+    }
+
+    /// Answers what waits and `chosen` wants, also what was answered otherwise before; returns what that was.
+    pub(crate) fn confirm(
+        &self,
+        chosen: impl Fn(&ProfileName, Option<u32>) -> bool,
+        allow: bool,
+    ) -> Vec<(ProfileName, Option<u32>)> {
+        let answered = self.state().confirmations.answer(chosen, allow);
+        for (profile, uid) in &answered {
+            self.log.record(Entry {
+                event: if allow { Event::Approved } else { Event::Denied },
+                profile: Some(Text::of(profile)),
+                uid: *uid,
+                ..Entry::default()
+            });
+        }
+        if !answered.is_empty() {
+            self.changed();
+        }
+        answered
+    }
+
+    /// Returns how often each user of the host asked for what.
+    pub(crate) fn counts(&self) -> Vec<Count> {
+        self.state().tally.counts()
+    }
+
+    /// Returns when something was handed out last.
+    pub(crate) fn last_served(&self) -> Option<Instant> {
+        self.state().tally.served()
     }
 
     /// Returns the grant that `authorization` opens for `caller`, if `route` leads to it.
@@ -234,7 +342,7 @@ impl Grants {
         let grant = opened.ok_or(Refused::WrongToken)?;
         let leads_there = match route {
             Route::Default | Route::Health(None) => {
-                state.list.first().is_some_and(|default| Arc::ptr_eq(default, &grant))
+                state.default.as_ref().is_some_and(|default| Arc::ptr_eq(default, &grant))
             }
             Route::Slot(profile) | Route::Health(Some(profile)) => *profile == grant.profile,
             Route::Unknown => false,
@@ -255,6 +363,7 @@ impl Grants {
     /// Logs a refused stranger; bursts become one line with a count.
     pub(crate) fn note_stranger(&self, uid: Option<Uid>, entry: Entry) {
         let theft = entry.event == Event::TokenTheftSuspected;
+        self.state().tally.note(None, uid.map(|uid| uid.0), false, 1);
         if self.strangers.note(uid, entry) && theft {
             self.state().thief = uid;
             self.changed();
@@ -268,6 +377,12 @@ impl Grants {
 
     /// Logs a decision about a request of our own user.
     pub(crate) fn note(&self, entry: Entry) {
+        let profile = entry.profile.as_ref().map(Text::as_str);
+        let allowed = entry.decision == Some(Decision::Allowed);
+        // Whoever only looks whether we are well does not use anything.
+        if entry.event == Event::Request && entry.reason != Some("health") {
+            self.state().tally.note(profile, entry.uid, allowed, 1);
+        }
         self.log.record(entry);
     }
 
@@ -276,6 +391,7 @@ impl Grants {
         let revoked = {
             let mut state = self.state();
             state.closed = true;
+            state.default = None;
             std::mem::take(&mut state.list)
         };
         for grant in &revoked {
@@ -288,7 +404,9 @@ impl Grants {
     pub(crate) async fn first_fetch(
         &self,
     ) -> Vec<(ProfileName, Result<Arc<RoleCredentials>, Arc<FetchError>>)> {
-        let grants = self.list();
+        let mut grants = self.list();
+        // Those are for whoever asks.
+        grants.retain(|grant| !grant.is_unasked());
         let mut flights = JoinSet::new();
         for (at, grant) in grants.iter().enumerate() {
             let cache = Arc::clone(&grant.cache);

@@ -1,12 +1,14 @@
 //! What may be handed out, to whom, and how fresh it is. Knows neither AWS, HTTP nor SSH.
 
 pub(crate) mod cache;
+pub(crate) mod confirm;
 #[cfg(test)]
 pub(crate) mod fake;
 pub(crate) mod freshness;
 pub(crate) mod grant;
 pub(crate) mod secret;
 mod stranger;
+pub(crate) mod tally;
 
 use secret::RoleCredentials;
 

@@ -260,7 +260,6 @@ pub(crate) fn command_command(directory: &str) -> String {
 }
 
 /// Returns what to paste into a shell that we did not start; `None` where the host has no file for it.
-#[cfg_attr(not(test), expect(dead_code, reason = "for those who tell a person about it"))]
 pub(crate) fn source_line(shell: Shell, directory: &str) -> Option<String> {
     let (verb, file) = match shell {
         Shell::Sh | Shell::Bash | Shell::Zsh => (".", ENV_SH),

@@ -29,6 +29,7 @@ use crate::{
     creds::{
         FetchError,
         cache::Unavailable,
+        confirm::Unconfirmed,
         grant::{Admitted, Grant, Grants, Refused, Route},
     },
 };
@@ -196,6 +197,18 @@ impl Request<'_> {
             role: grant.role.as_ref().map(Text::of),
             ..entry
         };
+        let wants_credentials = !matches!(ask.route(), Route::Health(_));
+        if wants_credentials {
+            let says = || entry.user_agent.as_ref().map(|agent| agent.as_str().to_owned());
+            if let Err(unconfirmed) = self.grants.confirmed(&grant, caller.uid(), says) {
+                let reason = match unconfirmed {
+                    Unconfirmed::Waiting => "unconfirmed",
+                    Unconfirmed::Denied => "denied",
+                };
+                self.note(Entry { reason: Some(reason), ..entry });
+                return Reply::unconfirmed(unconfirmed, grant.profile.as_str());
+            }
+        }
         self.serve(ask.route(), &grant, entry, deadline).await
     }
 

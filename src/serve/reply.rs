@@ -18,7 +18,7 @@ use super::front::Refusal;
 use crate::{
     caller::Unproven,
     clock,
-    creds::{FetchError, cache::Unavailable, grant::Refused, secret::RoleCredentials},
+    creds::{FetchError, cache::Unavailable, confirm::Unconfirmed, grant::Refused, secret::RoleCredentials},
     names::AccountId,
     printable,
 };
@@ -160,6 +160,28 @@ impl Reply {
                 };
                 Self::failure(status, code, &error.to_string())
             }
+        }
+    }
+
+    /// Answers that a person has not said yes, and what they can do.
+    pub(crate) fn unconfirmed(unconfirmed: Unconfirmed, profile: &str) -> Self {
+        match unconfirmed {
+            Unconfirmed::Waiting => Self::failure(
+                503,
+                "Unavailable",
+                &format!(
+                    "profile `{profile}` waits for a yes from the person who runs broker: there `broker approve` gives it; \
+                     then try again"
+                ),
+            ),
+            // Not 5xx, or SDKs would go on asking.
+            Unconfirmed::Denied => Self::failure(
+                403,
+                "AccessDenied",
+                &format!(
+                    "the person who runs broker said no to profile `{profile}`; there `broker approve` changes that"
+                ),
+            ),
         }
     }
 

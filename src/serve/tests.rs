@@ -450,3 +450,28 @@ async fn a_tls_handshake_that_stands_still_is_given_up_in_time() {
         assert_eq!(heard, b"", "nothing is said in the clear");
     }
 }
+
+#[tokio::test]
+async fn an_unconfirmed_role_is_not_handed_out_and_its_health_is_told() {
+    let mut lab = Lab::new();
+    let (token, _) = lab.add("a", HOUR);
+    lab.grants.first_fetch().await;
+    lab.grants.require_confirmation();
+    let answer = lab.get("/", &token, US).await;
+    assert!(
+        status(&answer) == "503" && answer.contains("broker approve") && !answer.contains("canary"),
+        "{answer}"
+    );
+    assert_eq!(status(&lab.get("/healthcheck", &token, US).await), "200");
+    assert_eq!(status(&lab.get("/", &token, NEIGHBOUR).await), "401", "who may not ask is not asked about");
+    let waiting = lab.grants.waiting();
+    assert_eq!(
+        (waiting.len(), waiting[0].uid, waiting[0].user_agent.as_deref()),
+        (1, Some(US.0), Some("test"))
+    );
+    lab.grants.confirm(|_, _| true, false);
+    assert_eq!(status(&lab.get("/", &token, US).await), "403");
+    lab.grants.confirm(|_, _| true, true);
+    assert_eq!(status(&lab.get("/", &token, US).await), "200");
+    assert!(lab.reasons().contains(&"unconfirmed"));
+}

@@ -10,6 +10,7 @@ mod on_host;
 mod options;
 mod role_files;
 mod start_helper;
+mod steering;
 mod trust;
 mod visit;
 mod watch;
@@ -23,6 +24,7 @@ pub(crate) use lasting::Lasting;
 use link::Link;
 pub(crate) use link::Lost;
 pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace, Transport};
+pub(crate) use steering::{NotPut, Steering};
 use tokio::task::JoinError;
 pub(crate) use visit::Visit;
 
@@ -71,6 +73,8 @@ pub(crate) struct Inputs {
     pub(crate) human: Arc<dyn Human>,
     pub(crate) log: Log,
     pub(crate) observer: Observer,
+    /// What others can do with the tunnel while it is up.
+    pub(crate) steering: Steering,
 }
 
 impl Inputs {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Event, Inputs, TokenPlace, link::Link, role_files, trust};
+use super::{Event, Inputs, TokenPlace, link::Link, role_files, steering::Placed, trust};
 use crate::{
     names::ProfileName,
     remote::{
@@ -66,7 +66,7 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
     if let Some(message) = trust::notice(inputs, link.ways.port) {
         inputs.observe(Event::Notice { message });
     }
-    let grants = inputs.grants.list();
+    let grants = inputs.grants.served();
     let tokens: Vec<_> = grants.iter().map(|grant| grant.token.expose_for_token_file()).collect();
     let mut grants = grants.iter().zip(&tokens).map(|(grant, token)| files::Grant {
         profile: &grant.profile,
@@ -80,27 +80,23 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
     let exported = link.exported().await;
     let alias = shadow::profile(&exported).and_then(|name| name.parse::<ProfileName>().ok());
     let keep_config = inputs.options.keep_config;
+    let profiles = match (&link.ways.socket, link.ways.file) {
+        (Some(_), _) => files::Profiles::Socket,
+        (None, true) => files::Profiles::Files,
+        (None, false) => files::Profiles::Port,
+    };
+    let below_home = directory.below_home().map(str::to_owned);
     let layout = Layout {
         port: link.ways.port,
-        profiles: match (&link.ways.socket, link.ways.file) {
-            (Some(_), _) => files::Profiles::Socket,
-            (None, true) => files::Profiles::Files,
-            (None, false) => files::Profiles::Port,
-        },
+        profiles,
         default,
         others: grants.collect(),
         alias: alias.as_ref().filter(|_| !keep_config),
         token_in_environment: inputs.options.token == TokenPlace::Environment,
         keep_config,
-        tls: inputs.tls.as_ref().map(|tls| files::Tls {
-            host: tls.host(),
-            anchors: tls.anchors(),
-            trusted: tls
-                .hashed_name()
-                .map(|name| files::Trusted { name, in_directory: link.trust.has_directory }),
-        }),
+        tls: trust::of(inputs.tls.as_deref(), &link.trust),
         command: inputs.command.as_deref(),
-        below_home: directory.below_home(),
+        below_home: below_home.as_deref(),
     };
     let environment = layout.environment(directory.path());
     let files = layout.files(directory.path());
@@ -119,6 +115,21 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
         false => None,
     };
     let login_shell = link.facts.as_ref().and_then(|facts| Shell::of(facts.shell.as_deref()?));
+    inputs.steering.placed(Placed {
+        files: Arc::downgrade(&installed),
+        directory: installed.path().to_owned(),
+        below_home,
+        port: link.ways.port,
+        profiles,
+        alias: alias.filter(|_| !keep_config),
+        token: inputs.options.token,
+        keep_config,
+        tls: inputs.tls.clone(),
+        trust: link.trust.clone(),
+        login_shell,
+        program: link.facts.as_ref().and_then(|facts| facts.shell.clone()),
+        managed: managed.is_some(),
+    });
     Ok(OnHost { files: installed, managed, exports: Exports { environment, login_shell } })
 }
 

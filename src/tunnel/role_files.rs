@@ -30,8 +30,19 @@ pub(super) async fn write(
     installed: &Installed,
     written: &mut Written,
 ) -> Result<(), Error> {
-    for grant in grants.list() {
-        let (credentials, content) = content(&grant).await;
+    let list = grants.list();
+    let gone: Vec<ProfileName> = written
+        .0
+        .keys()
+        .filter(|&known| !list.iter().any(|grant| grant.profile == *known))
+        .cloned()
+        .collect();
+    for profile in gone {
+        installed.write(File { name: role_file(&profile), content: Content::text(String::new()) }).await?;
+        written.0.remove(&profile);
+    }
+    for grant in list {
+        let (credentials, content) = content(grants, &grant).await;
         let id = credentials.as_ref().map(|credentials| credentials.access_key_id.clone());
         if written.0.get(&grant.profile) == Some(&id) {
             continue;
@@ -68,7 +79,11 @@ pub(super) async fn keep(
     }
 }
 
-async fn content(grant: &Grant) -> (Option<Arc<RoleCredentials>>, Content) {
+/// Returns what belongs into the file of this grant now.
+pub(super) async fn content(grants: &Grants, grant: &Grant) -> (Option<Arc<RoleCredentials>>, Content) {
+    if grants.confirmed(grant, None, || None).is_err() {
+        return (None, Content::text(String::new()));
+    }
     // What is there already: this never waits for AWS.
     let credentials = grant.credentials(Instant::now()).await.ok();
     match credentials.as_deref().and_then(credentials_text) {

@@ -5,6 +5,7 @@ use std::{convert::Infallible, net::Ipv4Addr};
 use super::{Error, Event, Inputs};
 use crate::{
     remote::{
+        files,
         helper::Helper,
         trust::{self, Trust},
     },
@@ -32,6 +33,14 @@ pub(super) async fn ask(inputs: &Inputs, helper: &Helper) -> Result<Trust, Error
         return Err(Error::NameElsewhere { host, name: name.to_owned(), found: found.join(", ") });
     }
     Ok(trust)
+}
+
+/// Returns what the files on the host have to say of TLS.
+pub(super) fn of<'a>(tls: Option<&'a Identity>, trust: &Trust) -> Option<files::Tls<'a>> {
+    let tls = tls?;
+    let in_directory = trust.has_directory;
+    let trusted = tls.hashed_name().map(|name| files::Trusted { name, in_directory });
+    Some(files::Tls { host: tls.host(), anchors: tls.anchors(), trusted })
 }
 
 /// Says what `--tls` does not do on this host.

@@ -17,6 +17,7 @@ mod aws_faults;
 mod background;
 mod cases;
 mod commands;
+mod control;
 mod host_files;
 mod hostile;
 mod jumps;

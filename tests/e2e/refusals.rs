@@ -175,7 +175,10 @@ pub(crate) fn all<T>(cases: impl IntoIterator<Item = T>, mut run: impl FnMut(T))
     assert_eq!(failed, 0, "cases failed");
 }
 
-const COMMANDS: [&str; 6] = ["connect", "login", "logout", "audit", "clean", "doctor"];
+const COMMANDS: [&str; 14] = [
+    "connect", "login", "logout", "audit", "clean", "doctor", "status", "env", "grant", "approve", "deny",
+    "revoke", "stop", "refresh",
+];
 
 /// The help of `broker` and of every command.
 fn helps() -> Vec<String> {

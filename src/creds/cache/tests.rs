@@ -190,3 +190,35 @@ async fn the_first_fetch_tells_what_came_of_it() {
     assert!(cache.first().await.is_ok());
     assert_eq!(source.calls(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_fetched_on_request_before_there_is_one() {
+    let time = Time::new();
+    let source = Source::new(&time, Then::Lives(Duration::from_secs(3600)));
+    let cache = Cache::on_request(Arc::clone(&source) as Arc<_>, time.clock());
+    cache.fly_if_due().await;
+    assert_eq!((source.calls(), cache.is_unasked()), (0, true));
+    let now = Instant::now();
+    assert!(matches!(cache.get(now).await, Err(Unavailable::Waiting)), "it is fetched for the next request");
+    cache.fly_if_due().await;
+    assert!(cache.get(now).await.is_ok());
+    assert_eq!((source.calls(), cache.is_unasked()), (1, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fresh_credentials_are_renewed_when_a_person_wants_it_and_kept_when_that_fails() {
+    let time = Time::new();
+    let (cache, source) = cache(&time, Then::Lives(Duration::from_secs(3600)));
+    cache.fly_if_due().await;
+    let before = ask(&cache).await;
+    cache.fly_if_due().await;
+    assert_eq!(source.calls(), 1, "they are fresh");
+    let renew = async || tokio::join!(cache.renew(), cache.fly_if_due()).0;
+    assert!(renew().await.is_ok());
+    let after = ask(&cache).await;
+    assert_ne!(after, before);
+    source.then(Then::Denied);
+    assert!(renew().await.is_err());
+    assert_eq!(ask(&cache).await, after);
+    assert_eq!(source.calls(), 3);
+}

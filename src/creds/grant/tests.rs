@@ -228,3 +228,46 @@ async fn a_theft_is_its_own_event_and_a_burst_of_it_is_counted() {
     let lines: Vec<_> = lab.memory.entries().into_iter().map(|entry| (entry.event, entry.count)).collect();
     assert_eq!(lines, [(Event::TokenTheftSuspected, None), (Event::TokenTheftSuspected, Some(49))]);
 }
+
+#[tokio::test]
+async fn nothing_takes_the_place_of_a_default_that_was_taken_back() {
+    let lab = lab();
+    let (a, _) = lab.add("a", HOUR);
+    let (b, _) = lab.add("b", HOUR);
+    let profiles = |grants: &Grants| -> Vec<String> {
+        grants.served().iter().map(|grant| grant.profile.to_string()).collect()
+    };
+    let revoked = lab.grants.revoke(&"a".parse().unwrap()).unwrap();
+    assert!(revoked.is_revoked() && lab.grants.revoke(&"a".parse().unwrap()).is_none());
+    assert_eq!(lab.open(&Route::Default, Some(&a), US), Err(Refused::WrongToken));
+    assert_eq!(lab.open(&Route::Default, Some(&b), US), Err(Refused::WrongPath));
+    assert_eq!(lab.open(&slot("b"), Some(&b), US).as_deref(), Ok("b"));
+    assert_eq!(profiles(&lab.grants), ["a", "b"], "on the host the first is the default");
+    let (again, _) = lab.add("a", HOUR);
+    assert_eq!(lab.open(&Route::Default, Some(&again), US).as_deref(), Ok("a"));
+    assert_eq!(lab.open(&Route::Default, Some(&a), US), Err(Refused::WrongToken));
+    assert_eq!(profiles(&lab.grants), ["a", "b"]);
+    lab.grants.revoke_all();
+    assert!(profiles(&lab.grants).is_empty());
+}
+
+#[tokio::test]
+async fn a_yes_outlives_a_new_token_and_not_another_role() {
+    let lab = lab();
+    lab.grants.require_confirmation();
+    drop(lab.add("a", HOUR));
+    let ask = || {
+        let grant = lab.grants.list().pop().unwrap();
+        lab.grants.confirmed(&grant, Some(US), || None)
+    };
+    assert_eq!(ask(), Err(Unconfirmed::Waiting));
+    assert_eq!(lab.grants.confirm(|_, _| true, true).len(), 1);
+    assert_eq!(ask(), Ok(()));
+    drop(lab.add("a", HOUR));
+    assert_eq!(ask(), Ok(()), "the same role with another token");
+    let source = Source::new(&lab.time, HOUR);
+    let cache = Cache::new(source, lab.time.clock());
+    let token = BearerToken::generate().unwrap();
+    lab.grants.add(Grant::new("a".parse().unwrap(), None, None, None, token, cache)).unwrap();
+    assert_eq!(ask(), Err(Unconfirmed::Waiting));
+}
