@@ -116,10 +116,14 @@ fn two_tunnels_are_seen_told_apart_and_ended_from_another_terminal() {
     assert_eq!(exports.stdout(), two.exports);
     assert!(!exports.stdout().contains(two.token().trim_start_matches("Bearer ")));
 
+    // So that its end takes a while after its host is clean: the last lines of its log have to wait.
+    let log = std::fs::File::open(world.laptop.join(".local/state/broker/audit.log")).unwrap();
+    log.lock().unwrap();
     let stopped = world.run(world.broker(&["stop", &pid(&two)])).success();
     assert!(stopped.stderr().contains("nothing was left there"), "{stopped}");
     // It has ended, and whoever waited for that may rely on it.
     assert!(!Path::new(&format!("/proc/{}/fd/0", pid(&two))).exists(), "it still runs");
+    drop(log);
     assert!(!two.directory().exists());
     let output = ended(&mut world, two.process);
     assert_eq!(output.code, Some(0), "{output}");
