@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::IsTerminal as _,
     path::{Path, PathBuf},
 };
 
@@ -15,8 +16,8 @@ use crate::{
     names::{ProfileName, Region},
     remote::exports::Shell,
     ssh::{
-        config::{ConfigFile, Destination, Request, Session, Surroundings},
-        target::{AddressFamily, Target},
+        config::{ConfigFile, Destination, Request, Session, Surroundings, find_host},
+        target::{AddressFamily, Target, Tty, Wishes},
     },
     tls,
     tunnel::{CallerCheck, Options, PortWish, TokenPlace, Transport},
@@ -274,13 +275,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
     let on_request = allowed(&flags.allow, &profiles, environment)?;
     let target = target(&flags, environment, &mut warnings)?;
 
-    let job = if flags.no_shell {
-        Job::Exports { shell: flags.print_env, background: flags.background }
-    } else if flags.command.is_empty() {
-        Job::Shell { tty: flags.request_tty }
-    } else {
-        Job::Command { line: flags.command.join(" "), tty: flags.request_tty == Some(true) }
-    };
+    let job = job(&flags, &target.session);
     Ok(Plan {
         target,
         profiles,
@@ -304,12 +299,50 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
     })
 }
 
+/// What runs there: what was typed, else what ssh_config says (`RemoteCommand`, `RequestTTY`).
+fn job(flags: &Flags, wishes: &Wishes) -> Job {
+    if flags.no_shell {
+        return Job::Exports { shell: flags.print_env, background: flags.background };
+    }
+    let tty = flags.request_tty.or(match wishes.tty {
+        Tty::Auto => None,
+        Tty::Yes => Some(std::io::stdin().is_terminal()),
+        Tty::Force => Some(true),
+        Tty::No => Some(false),
+    });
+    let typed = (!flags.command.is_empty()).then(|| flags.command.join(" "));
+    match typed.or_else(|| wishes.command.clone()) {
+        Some(line) => Job::Command { line, tty: tty == Some(true) },
+        None => Job::Shell { tty },
+    }
+}
+
 /// Resolves the host as `ssh` would; what it understood but will not do is added to `warnings`.
 pub(crate) fn target(
     flags: &Flags,
     environment: &Environment,
     warnings: &mut Vec<String>,
 ) -> Result<Target, Error> {
+    let (request, surroundings) = asked(flags, environment)?;
+    let (target, remarks) = crate::ssh::config::resolve(&request, &surroundings)?;
+    warnings.extend(remarks.iter().map(ToString::to_string));
+    Ok(target)
+}
+
+/// Prints what ssh_config says about the host, in the format of `ssh -G`.
+pub(crate) fn ssh_config(
+    flags: &Flags,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Result<String, Error> {
+    let (request, surroundings) = asked(flags, environment)?;
+    let (text, remarks) = crate::ssh::config::print(&request, &surroundings)?;
+    warnings.extend(remarks.iter().map(ToString::to_string));
+    Ok(text)
+}
+
+/// Returns what was asked of ssh_config, and who asks.
+fn asked(flags: &Flags, environment: &Environment) -> Result<(Request, Surroundings), Error> {
     let destination = Destination::parse(&flags.host)?;
     let request = Request {
         host: destination.host,
@@ -345,10 +378,9 @@ pub(crate) fn target(
             Some(path) => ConfigFile::Path(path.clone()),
         },
         env: environment.variables().clone(),
+        find_host,
     };
-    let (target, remarks) = crate::ssh::config::resolve(&request, &surroundings)?;
-    warnings.extend(remarks.iter().map(ToString::to_string));
-    Ok(target)
+    Ok((request, surroundings))
 }
 
 /// Resolves the profiles that match any of the patterns, other than those that are served anyway.

@@ -505,7 +505,7 @@ async fn job(
              end it with Ctrl-D; `-T` asks for none"
         ));
     }
-    let ran = tunnel.during(console::run(terminal, process, pump)).await;
+    let ran = tunnel.during(console::run(terminal, process, pump, plan.target.session.escape)).await;
     let outcome = ran.map_err(|e| tunnel_failure(e.into()))?.map_err(|e| Failure::new(Kind::Failed, e))?;
     console::exit_code(outcome, host)
 }

@@ -37,8 +37,13 @@ pub(super) fn pty(term: Option<&str>) -> Pty {
     Pty { term: term.unwrap_or("dumb").to_owned(), size, modes }
 }
 
-/// Connects this process's streams with `process` until it ends or the person leaves.
-pub(super) async fn run(terminal: &Terminal, process: Process, pump: Pump) -> io::Result<Outcome> {
+/// Connects this process's streams with `process` until it ends or the person leaves. `escape` starts what they say to us.
+pub(super) async fn run(
+    terminal: &Terminal,
+    process: Process,
+    pump: Pump,
+    escape: Option<u8>,
+) -> io::Result<Outcome> {
     let interactive = process.has_pty && stdin_is_terminal();
     if interactive {
         terminal.raw()?;
@@ -60,7 +65,7 @@ pub(super) async fn run(terminal: &Terminal, process: Process, pump: Pump) -> io
         stdout: tokio::io::stdout(),
         stderr: tokio::io::stderr(),
         sizes,
-        escape: interactive.then_some(b'~'),
+        escape: escape.filter(|_| interactive),
         suspend: &mut suspend,
     };
     let watching = async {

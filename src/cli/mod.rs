@@ -21,10 +21,11 @@ mod limits;
 mod login;
 mod logout;
 mod notify;
+mod ssh_config;
 mod status;
 pub(crate) mod stderr;
 mod steer;
-mod terminal;
+pub(crate) mod terminal;
 mod tunnels;
 
 use std::{
@@ -79,6 +80,7 @@ enum Command {
     Revoke(steer::Revoke),
     Stop(steer::Stop),
     Refresh(steer::Refresh),
+    SshConfig(Box<ssh_config::Arguments>),
 }
 
 /// How we talk; the same for every command.
@@ -180,6 +182,9 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Login(arguments) => login::run(&arguments, &environment, &terminal).await,
             Command::Doctor(arguments) => doctor::run(&arguments, &cli.output, &environment, &terminal).await,
             Command::Clean(arguments) => clean::run(&arguments, &cli.output, &environment, &terminal).await,
+            Command::SshConfig(arguments) => {
+                ssh_config::run(&arguments, &cli.output, &environment, &terminal)
+            }
             Command::Logout(arguments) => logout::run(&arguments, &environment, &terminal).await,
             Command::Audit(arguments) => audit::run(&arguments, &environment, &terminal),
             Command::Status(arguments) => status::run(&arguments, &environment, &terminal).await,

@@ -17,7 +17,7 @@ use tokio::io::DuplexStream;
 use super::{
     error::{Error, HostKeyRefused},
     session::{HostKeys, Session, Unauthenticated},
-    target::{AddressFamily, Bind, Identities, KnownHostsFiles, StrictHostKeyChecking, Target, Way},
+    target::{AddressFamily, Bind, Identities, KnownHostsFiles, StrictHostKeyChecking, Target, Way, Wishes},
 };
 use crate::human::{BoxFuture, Human, Question};
 
@@ -48,6 +48,7 @@ pub(super) fn target() -> Target {
         server_alive_interval: Duration::from_secs(15),
         server_alive_count_max: 3,
         batch: false,
+        session: Wishes::default(),
     }
 }
 

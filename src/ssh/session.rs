@@ -79,6 +79,8 @@ pub(crate) struct Unauthenticated {
 pub(crate) struct Session {
     handle: Handle<Handler>,
     shared: Arc<Shared>,
+    /// What the user's shells and commands get, if the server likes (`SendEnv`, `SetEnv`).
+    environment: Vec<(String, String)>,
     /// Last, so that nothing of the session outlives its transport.
     guard: KillOnDrop,
 }
@@ -138,7 +140,7 @@ impl Unauthenticated {
     pub(crate) async fn authenticate(mut self, target: &Target) -> Result<Session, Error> {
         Box::pin(auth::authenticate(&mut self.handle, &self.shared, target)).await?;
         let Self { handle, shared, guard } = self;
-        Ok(Session { handle, shared, guard })
+        Ok(Session { handle, shared, environment: target.session.environment.clone(), guard })
     }
 }
 
@@ -266,6 +268,10 @@ impl Session {
     /// Runs `command` with the user's login shell, without a terminal.
     pub(crate) async fn exec(&self, command: &str, keep: Keep) -> Result<(Process, Pump), Error> {
         let channel = self.open_session("a command", keep).await?;
+        if keep == Keep::All {
+            // The user's, and not a helper of ours, which wants an environment that it knows.
+            self.send_environment(&channel).await;
+        }
         let requested = channel.write.exec(true, command).await;
         self.requested(&channel, "a command", requested).await?;
         Ok(Process::new(channel, keep, false))
@@ -276,6 +282,7 @@ impl Session {
     pub(crate) async fn exec_pty(&self, command: Option<&str>, pty: &Pty) -> Result<(Process, Pump), Error> {
         let what = if command.is_some() { "a command" } else { "a shell" };
         let channel = self.open_session(what, Keep::All).await?;
+        self.send_environment(&channel).await;
         let Size { columns, rows, width, height } = pty.size;
         let asked =
             channel.write.request_pty(true, &pty.term, columns, rows, width, height, &pty.modes).await;
@@ -291,6 +298,14 @@ impl Session {
         };
         self.requested(&channel, what, requested).await?;
         Ok(Process::new(channel, Keep::All, has_pty))
+    }
+
+    /// Asks for the variables without waiting for an answer: most servers take few, and say nothing about it.
+    async fn send_environment(&self, channel: &Outward) {
+        for (name, value) in &self.environment {
+            // An error means that the connection is gone, which the next request notices.
+            channel.write.set_env(false, name.as_str(), value.as_str()).await.unwrap_or_default();
+        }
     }
 
     /// Starts a subsystem, such as `sftp`, as a stream of bytes; what it says on standard error is dropped.

@@ -1,6 +1,6 @@
 //! One host to connect to, with everything that ssh_config and the command line said about it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 /// Where to connect, as whom, and what to trust: `ssh::config` makes it, `ssh::session` uses it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -34,6 +34,7 @@ pub(crate) struct Target {
     pub(crate) server_alive_count_max: usize,
     /// Never ask a person (`--batch`, `BatchMode`).
     pub(crate) batch: bool,
+    pub(crate) session: Wishes,
 }
 
 /// What carries the connection.
@@ -61,6 +62,43 @@ pub(crate) struct ProxyCommand {
 pub(crate) struct Bind {
     pub(crate) address: Option<String>,
     pub(crate) interface: Option<String>,
+}
+
+/// What the user wants of a shell or command there.
+#[derive(Clone, Eq, PartialEq)]
+pub(crate) struct Wishes {
+    /// Variables that the server is asked to set (`SendEnv`, `SetEnv`), of which it takes those it likes.
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) tty: Tty,
+    /// `RemoteCommand`: what runs where nothing else was asked for.
+    pub(crate) command: Option<String>,
+    /// `EscapeChar`
+    pub(crate) escape: Option<u8>,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        Self { environment: Vec::new(), tty: Tty::Auto, command: None, escape: Some(b'~') }
+    }
+}
+
+impl fmt::Debug for Wishes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A value may be a passcode.
+        let names: Vec<_> = self.environment.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Wishes").field("environment", &names).field("tty", &self.tty).finish_non_exhaustive()
+    }
+}
+
+/// `RequestTTY`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Tty {
+    /// For a shell when our standard input is a terminal.
+    Auto,
+    /// When our standard input is a terminal.
+    Yes,
+    Force,
+    No,
 }
 
 /// `AddressFamily`.

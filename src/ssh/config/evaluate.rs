@@ -9,11 +9,13 @@ use std::{
 };
 
 use super::{
-    ConfigFile, Error, Request, Surroundings, Warning, destination, expand, glob,
+    ConfigFile, Error, Request, Surroundings, Warning,
+    canonical::{self, Canonicalize},
+    destination, expand, glob,
     keyword::{self, Keyword, Syntax},
     line::{self, Line, Place},
     pattern::{self, ListMatch},
-    way,
+    print, way,
 };
 use crate::private_fs;
 
@@ -43,6 +45,8 @@ pub(super) struct Evaluated {
     pub(super) first: BTreeMap<&'static str, Setting>,
     /// `IdentityFile`s, all that applied.
     pub(super) identity_files: Vec<Setting>,
+    /// The other keywords that accumulate, all that applied.
+    pub(super) lists: BTreeMap<&'static str, Vec<Setting>>,
     /// The name to dial, in its one spelling.
     pub(super) host: String,
     pub(super) warnings: Vec<Warning>,
@@ -85,6 +89,7 @@ pub(super) fn evaluate(
         first: BTreeMap::new(),
         identity_files: Vec::new(),
         ignored: Vec::new(),
+        lists: BTreeMap::new(),
         warnings: Vec::new(),
         final_host: None,
         want_final: false,
@@ -97,30 +102,38 @@ pub(super) fn evaluate(
         Some(address) => address,
         None => host.to_ascii_lowercase(),
     };
-    // Canonicalisation itself is not there yet; what OpenSSH does where no canonical name is found is this pass.
-    let canonicalize = evaluator.first.get("CanonicalizeHostname");
-    let canonicalize = canonicalize.is_some_and(|setting| keyword::on(&setting.args));
-    if evaluator.want_final || canonicalize {
+    let canonicalize = Canonicalize::of(&evaluator.first);
+    if canonicalize != Canonicalize::No {
+        host = canonical::name(host, canonicalize, &evaluator.first, surroundings.find_host)?;
+    }
+    if evaluator.want_final || canonicalize != Canonicalize::No {
         evaluator.final_host = Some(host.clone());
+        // What canonicalisation went by is settled.
+        for (keyword, default) in canonical::DEFAULTS {
+            let setting =
+                || Setting { args: vec![default.into()], place: Place::CommandLine, by_user: false };
+            evaluator.first.entry(keyword).or_insert_with(setting);
+        }
         evaluator.files()?;
     }
     evaluator.warn_of_ignored();
-    let Evaluator { first, identity_files, warnings, .. } = evaluator;
-    Ok(Evaluated { first, identity_files, host, warnings })
+    let Evaluator { first, identity_files, lists, warnings, .. } = evaluator;
+    Ok(Evaluated { first, identity_files, lists, host, warnings })
 }
 
-struct Evaluator<'a> {
-    request: &'a Request,
-    surroundings: &'a Surroundings,
+pub(super) struct Evaluator<'a> {
+    pub(super) request: &'a Request,
+    pub(super) surroundings: &'a Surroundings,
     home: &'a str,
-    first: BTreeMap<&'static str, Setting>,
+    pub(super) first: BTreeMap<&'static str, Setting>,
     identity_files: Vec<Setting>,
     /// What was ignored of keywords that accumulate: the first of each.
     ignored: Vec<(&'static str, Setting)>,
+    lists: BTreeMap<&'static str, Vec<Setting>>,
     warnings: Vec<Warning>,
     /// The host's final name, in the second pass.
-    final_host: Option<String>,
-    want_final: bool,
+    pub(super) final_host: Option<String>,
+    pub(super) want_final: bool,
 }
 
 /// The file that is being read, and how.
@@ -226,85 +239,6 @@ impl Evaluator<'_> {
         Ok(applies)
     }
 
-    fn match_applies(&mut self, line: &Line, never: bool) -> Result<bool, Error> {
-        let mut result = true;
-        let mut undecided = None;
-        let mut criteria = 0;
-        let mut args = line.args.iter();
-        while let Some(arg) = args.next() {
-            let (negated, criterion) = match arg.strip_prefix('!') {
-                Some(rest) => (true, rest),
-                None => (false, arg.as_str()),
-            };
-            let (name, inline) = match criterion.split_once('=') {
-                Some((name, value)) => (name.to_ascii_lowercase(), Some(value)),
-                None => (criterion.to_ascii_lowercase(), None),
-            };
-            match name.as_str() {
-                "all" => {
-                    if criteria > 1 || args.next().is_some() {
-                        return Err(Error::bad(&line.place, "`all` stands alone or behind `final`"));
-                    }
-                    result &= !negated;
-                    criteria += 1;
-                    break;
-                }
-                "final" | "canonical" => {
-                    criteria += 1;
-                    if name == "final" && !negated {
-                        self.want_final = true;
-                    }
-                    result &= self.final_host.is_some() != negated;
-                    continue;
-                }
-                _ => criteria += 1,
-            }
-            let known = matches!(name.as_str(), "host" | "originalhost" | "user" | "localuser");
-            let later = matches!(
-                name.as_str(),
-                "exec" | "localnetwork" | "tagged" | "command" | "version" | "sessiontype"
-            );
-            if !known && !later {
-                // We cannot tell whether it takes an argument, so that nothing behind it can be read either.
-                undecided = Some(name);
-                break;
-            }
-            let Some(value) = inline.or_else(|| args.next().map(String::as_str)) else {
-                return Err(Error::bad(&line.place, format!("`{name}` has no argument")));
-            };
-            if value.is_empty() && known {
-                return Err(Error::bad(&line.place, format!("`{name}` has no argument")));
-            }
-            let matched = match name.as_str() {
-                "host" => pattern::host_list(&self.current_host()?, value),
-                "originalhost" => pattern::host_list(&self.request.host, value),
-                "user" => pattern::list(self.current_user(), value),
-                "localuser" => pattern::list(&self.surroundings.local_user, value),
-                _ => {
-                    undecided = Some(name);
-                    continue;
-                }
-            };
-            result &= (matched == ListMatch::Yes) != negated;
-        }
-        if criteria == 0 {
-            return Err(Error::bad(&line.place, "`Match` has no criterion"));
-        }
-        match undecided {
-            Some(name) if result => {
-                if !never {
-                    let name = printable(&name);
-                    self.warn(
-                        &line.place,
-                        format!("`Match {name}` cannot be evaluated yet: the block is left out"),
-                    );
-                }
-                Ok(false)
-            }
-            _ => Ok(result),
-        }
-    }
-
     fn include(&mut self, line: &Line, source: &Source, active: bool) -> Result<(), Error> {
         let bad = |why: String| Error::bad(&line.place, why);
         for arg in &line.args {
@@ -353,14 +287,27 @@ impl Evaluator<'_> {
     }
 
     fn setting(&mut self, known: Keyword, line: &Line, active: bool, by_user: bool) -> Result<(), Error> {
-        let setting = || Setting { args: line.args.clone(), place: line.place.clone(), by_user };
+        let setting = || Setting {
+            // A command is taken as it stands.
+            args: if print::is_command(&line.keyword) {
+                vec![line.rest.trim_start_matches([' ', '\t', '=']).to_owned()]
+            } else {
+                line.args.clone()
+            },
+            place: line.place.clone(),
+            by_user,
+        };
         let check = |syntax: Syntax| {
             let named = |why| Error::bad(&line.place, format!("`{}`: {why}", line.keyword));
             syntax.check(&line.args).map_err(named)
         };
         let first_wins = match known {
             // Structure is the caller's.
-            Keyword::Host | Keyword::Match | Keyword::Include | Keyword::Silent => return Ok(()),
+            Keyword::Host | Keyword::Match | Keyword::Include => return Ok(()),
+            Keyword::Silent => {
+                let Some(name) = print::name(&line.keyword) else { return Ok(()) };
+                name
+            }
             Keyword::Value(name, syntax) => {
                 check(syntax)?;
                 // To OpenSSH a time of `none` is one that was never obtained: a later line may still say one.
@@ -374,6 +321,15 @@ impl Evaluator<'_> {
                 let twice = self.identity_files.iter().any(|s| s.args == line.args && s.by_user == by_user);
                 if active && !twice {
                     self.identity_files.push(setting());
+                }
+                return Ok(());
+            }
+            Keyword::SendEnv => {
+                if line.args.is_empty() || line.args.iter().any(|arg| arg.is_empty() || arg.contains('=')) {
+                    return Err(Error::bad(&line.place, "`sendenv`: it takes names of variables"));
+                }
+                if active {
+                    self.lists.entry("sendenv").or_default().push(setting());
                 }
                 return Ok(());
             }
@@ -415,15 +371,26 @@ impl Evaluator<'_> {
                     {
                         self.ignored.push((ignored.name, setting()));
                     }
+                    if active
+                        && (self.final_host.is_none() || !self.has(line))
+                        && let Some(name) = print::name(&line.keyword)
+                    {
+                        self.lists.entry(name).or_default().push(setting());
+                    }
                     return Ok(());
                 }
-                ignored.name
+                print::name(&line.keyword).unwrap_or(ignored.name)
             }
         };
         if active && !self.first.contains_key(first_wins) {
             self.first.insert(first_wins, setting());
         }
         Ok(())
+    }
+
+    /// Returns whether this very line has added to a list.
+    fn has(&self, line: &Line) -> bool {
+        self.lists.values().flatten().any(|setting| setting.place == line.place && setting.args == line.args)
     }
 
     /// Warns of every ignored keyword whose value, the first that applied, will be missed.
@@ -448,7 +415,7 @@ impl Evaluator<'_> {
     }
 
     /// Returns the host as far as it is known: what `Match host` compares.
-    fn current_host(&self) -> Result<String, Error> {
+    pub(super) fn current_host(&self) -> Result<String, Error> {
         if let Some(host) = &self.final_host {
             return Ok(host.clone());
         }
@@ -459,11 +426,11 @@ impl Evaluator<'_> {
         }
     }
 
-    fn current_user(&self) -> &str {
+    pub(super) fn current_user(&self) -> &str {
         self.first.get("user").map_or(&self.surroundings.local_user, Setting::value)
     }
 
-    fn tokens<'t>(&'t self, host: &'t str, host_key_alias: &'t str) -> expand::Tokens<'t> {
+    pub(super) fn tokens<'t>(&'t self, host: &'t str, host_key_alias: &'t str) -> expand::Tokens<'t> {
         expand::Tokens {
             host,
             original: &self.request.host,
@@ -478,7 +445,7 @@ impl Evaluator<'_> {
     }
 
     /// Says it once: the second pass meets the same lines again.
-    fn warn(&mut self, place: &Place, text: String) {
+    pub(super) fn warn(&mut self, place: &Place, text: String) {
         let warning = Warning { place: place.clone(), text };
         if !self.warnings.contains(&warning) {
             self.warnings.push(warning);

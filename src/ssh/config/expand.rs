@@ -64,6 +64,11 @@ pub(super) fn proxy(text: &str, tokens: &Tokens<'_>) -> Result<String, String> {
     expand(text, |token| if "hnpr".contains(token) { tokens.token(token) } else { None }, None)
 }
 
+/// Expands tokens; a `$` is the shell's.
+pub(super) fn tokens(text: &str, tokens: &Tokens<'_>) -> Result<String, String> {
+    expand(text, |token| tokens.token(token), None)
+}
+
 /// Expands tokens and `${VAR}`.
 pub(super) fn all(text: &str, tokens: &Tokens<'_>, env: &BTreeMap<String, String>) -> Result<String, String> {
     expand(text, |token| tokens.token(token), Some(env))

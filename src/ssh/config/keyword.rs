@@ -8,6 +8,7 @@ pub(super) enum Keyword {
     Include,
     IdentityFile,
     IgnoreUnknown,
+    SendEnv,
     /// `RefuseConnection`: whoever wrote it wants no connection here.
     RefuseConnection,
     /// Honoured: the first value wins.
@@ -46,6 +47,13 @@ pub(super) enum Syntax {
     Time,
     Count,
     Positive,
+    Canonicalize,
+    Tty,
+    Escape,
+    /// `NAME=VALUE`, one or more.
+    Variables,
+    /// A line for a shell, as it stands.
+    Command,
     Files,
     Agent,
 }
@@ -53,6 +61,9 @@ pub(super) enum Syntax {
 impl Syntax {
     /// Says what is wrong with `args`, in lines that do not apply too, as OpenSSH does.
     pub(super) fn check(self, args: &[String]) -> Result<(), String> {
+        if self == Self::Command {
+            return Ok(());
+        }
         if args.is_empty() || args.iter().any(String::is_empty) {
             return Err("an argument is missing".to_owned());
         }
@@ -60,17 +71,24 @@ impl Syntax {
             let none = args.iter().any(|arg| arg.eq_ignore_ascii_case("none"));
             return if none && args.len() > 1 { Err("`none` must stand alone".to_owned()) } else { Ok(()) };
         }
+        if self == Self::Variables {
+            let bad = args.iter().find(|arg| !arg.contains('='));
+            return bad.map_or(Ok(()), |arg| Err(format!("`{arg}` has no `=`")));
+        }
         let [arg] = args else {
             return Err("there are too many arguments".to_owned());
         };
         let valid = match self {
-            Self::Text | Self::Files => true,
+            Self::Text | Self::Files | Self::Variables | Self::Command => true,
+            Self::Tty => super::wishes::tty(arg).is_some(),
+            Self::Escape => super::wishes::escape(arg).is_some(),
             Self::Port => super::destination::port(arg).is_some(),
             Self::Flag => flag(arg).is_some(),
             Self::Strict => strict(arg).is_some(),
             Self::Family => family(arg).is_some(),
             Self::Time => time(arg).is_some(),
             Self::Count => count(arg).is_some(),
+            Self::Canonicalize => flag(arg).is_some() || arg.eq_ignore_ascii_case("always"),
             Self::Positive => count(arg).is_some_and(|count| count > 0),
             Self::Agent => match arg.strip_prefix('$') {
                 Some(name) if !name.starts_with('{') => {
@@ -202,6 +220,16 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "batchmode" => Value("batchmode", Syntax::Flag),
         "bindaddress" => Value("bindaddress", Syntax::Text),
         "bindinterface" => Value("bindinterface", Syntax::Text),
+        "canonicalizehostname" => Value("canonicalizehostname", Syntax::Canonicalize),
+        "canonicaldomains" => Value("canonicaldomains", Syntax::Files),
+        "canonicalizemaxdots" => Value("canonicalizemaxdots", Syntax::Count),
+        "canonicalizefallbacklocal" => Value("canonicalizefallbacklocal", Syntax::Flag),
+        "remotecommand" => Value("remotecommand", Syntax::Command),
+        "requesttty" => Value("requesttty", Syntax::Tty),
+        "escapechar" => Value("escapechar", Syntax::Escape),
+        "setenv" => Value("setenv", Syntax::Variables),
+        "sendenv" => Keyword::SendEnv,
+        "tag" => Value("tag", Syntax::Text),
         "connectionattempts" => Value("connectionattempts", Syntax::Positive),
         "tcpkeepalive" | "keepalive" => Value("tcpkeepalive", Syntax::Flag),
         "proxyusefdpass" => Value("proxyusefdpass", Syntax::Flag),
@@ -220,14 +248,9 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "tunnel" => ignored("Tunnel", on, false),
         "permitlocalcommand" => ignored("PermitLocalCommand", on, false),
         // What the session is.
-        "remotecommand" => ignored("RemoteCommand", on, false),
-        "requesttty" => ignored("RequestTTY", |args| !is(args, "auto"), false),
         "sessiontype" => ignored("SessionType", |args| !is(args, "default"), false),
         "stdinnull" => ignored("StdinNull", on, false),
         "forkafterauthentication" => ignored("ForkAfterAuthentication", on, false),
-        "escapechar" => ignored("EscapeChar", |args| !is(args, "~"), false),
-        "setenv" => ignored("SetEnv", always, false),
-        "sendenv" => usual("SendEnv", |args| !args.iter().all(|arg| is_locale(arg)), true),
         // How we log in.
         "certificatefile" => ignored("CertificateFile", on, true),
         "pkcs11provider" | "smartcarddevice" => ignored("PKCS11Provider", on, false),
@@ -252,15 +275,11 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "requiredrsasize" => usual("RequiredRSASize", always, false),
         // How we get there.
         "checkhostip" => ignored("CheckHostIP", on, false),
-        "canonicalizehostname" => ignored("CanonicalizeHostname", on, false),
+        "canonicalizepermittedcnames" => ignored("CanonicalizePermittedCNAMEs", on, false),
         "nohostauthenticationforlocalhost" => ignored("NoHostAuthenticationForLocalhost", on, false),
 
         // We are our own multiplexer and dialer, our own forward is the product's, the rest is cosmetic.
         "addkeystoagent"
-        | "canonicaldomains"
-        | "canonicalizefallbacklocal"
-        | "canonicalizemaxdots"
-        | "canonicalizepermittedcnames"
         | "casignaturealgorithms"
         | "channeltimeout"
         | "clearallforwardings"
@@ -290,7 +309,6 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         | "streamlocalbindmask"
         | "streamlocalbindunlink"
         | "syslogfacility"
-        | "tag"
         | "tunneldevice"
         | "updatehostkeys"
         | "verifyhostkeydns"
@@ -351,10 +369,6 @@ fn off(args: &[String]) -> bool {
 
 fn is(args: &[String], value: &str) -> bool {
     matches!(args, [arg] if arg.eq_ignore_ascii_case(value))
-}
-
-fn is_locale(name: &str) -> bool {
-    name.starts_with('-') || name.starts_with("LC_") || name == "LANG" || name == "LANGUAGE"
 }
 
 #[cfg(test)]

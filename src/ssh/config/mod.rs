@@ -4,9 +4,11 @@
 //! [`mod@line`] takes text apart, [`evaluate`] finds out which blocks apply and which value came first, this module
 //! makes typed values of what was found. It opens no key, no agent and no known_hosts file; it only names them.
 //!
-//! What we cannot do yet is never read as something else: a `Match` criterion that we cannot evaluate makes its
-//! block not apply, with a warning; a keyword without which we would reach the wrong place is an error.
+//! What we cannot do is never read as something else: a `Match` criterion that nobody knows makes its block not
+//! apply, with a warning; a keyword without which we would reach the wrong place is an error.
 
+mod canonical;
+mod criteria;
 mod destination;
 mod evaluate;
 mod expand;
@@ -16,13 +18,15 @@ mod line;
 #[cfg(test)]
 mod oracle;
 pub(crate) mod pattern;
+mod print;
 #[cfg(test)]
 mod tests;
 mod way;
+mod wishes;
 
 use std::{collections::BTreeMap, fmt, io, path::PathBuf, time::Duration};
 
-pub(crate) use self::{destination::Destination, line::Place};
+pub(crate) use self::{canonical::find_host, destination::Destination, line::Place, print::print};
 use self::{
     evaluate::{Evaluated, Setting},
     keyword::Strict,
@@ -90,8 +94,10 @@ pub(crate) struct Surroundings {
     pub(crate) user_config: ConfigFile,
     /// `/etc/ssh/ssh_config`; the system's known_hosts files lie beside it.
     pub(crate) system_config: PathBuf,
-    /// For `${VAR}` and `IdentityAgent $VAR`.
+    /// For `${VAR}`, `IdentityAgent $VAR` and `SHELL`.
     pub(crate) env: BTreeMap<String, String>,
+    /// Whether the resolver finds a name: for `CanonicalizeHostname`.
+    pub(crate) find_host: fn(&str) -> bool,
 }
 
 /// Which configuration the user wants read.
@@ -202,11 +208,8 @@ fn resolve_behind(
     surroundings: &Surroundings,
     behind: Vec<Visited>,
 ) -> Result<(Target, Vec<Warning>), Error> {
-    let home =
-        surroundings.home.to_str().ok_or_else(|| Error::NotText { path: surroundings.home.clone() })?;
-    destination::check_host(&request.host)?;
-    let evaluated = evaluate::evaluate(request, surroundings, home)?;
-    Resolver { request, surroundings, home, evaluated, behind }.target()
+    let mut resolver = Resolver::new(request, surroundings, behind)?;
+    Ok((resolver.target()?, resolver.evaluated.warnings))
 }
 
 struct Resolver<'a> {
@@ -216,17 +219,37 @@ struct Resolver<'a> {
     evaluated: Evaluated,
     /// The hosts that will be reached through this one.
     behind: Vec<Visited>,
+    /// Whether the jump hosts are resolved too.
+    follow: bool,
+}
+
+impl<'a> Resolver<'a> {
+    fn new(
+        request: &'a Request,
+        surroundings: &'a Surroundings,
+        behind: Vec<Visited>,
+    ) -> Result<Self, Error> {
+        let home =
+            surroundings.home.to_str().ok_or_else(|| Error::NotText { path: surroundings.home.clone() })?;
+        destination::check_host(&request.host)?;
+        let evaluated = evaluate::evaluate(request, surroundings, home)?;
+        Ok(Self { request, surroundings, home, evaluated, behind, follow: true })
+    }
 }
 
 impl Resolver<'_> {
-    fn target(mut self) -> Result<(Target, Vec<Warning>), Error> {
+    fn target(&mut self) -> Result<Target, Error> {
         self.refuse_unsupported()?;
         let port = match self.setting("port") {
             Some(setting) => destination::port(setting.value()).ok_or_else(|| not_a_value(setting))?,
             None => 22,
         };
         let user = self.user(port)?;
-        let host_key_alias = self.setting("hostkeyalias").map(|s| s.value().to_ascii_lowercase());
+        // In one spelling, as a token too.
+        if let Some(alias) = self.evaluated.first.get_mut("hostkeyalias").and_then(|s| s.args.first_mut()) {
+            alias.make_ascii_lowercase();
+        }
+        let host_key_alias = self.setting("hostkeyalias").map(|s| s.value().to_owned());
         let tokens = self.tokens(port, Some(&user));
         let identities = self.identities(&tokens)?;
         let known_hosts = self.known_hosts(&tokens)?;
@@ -255,7 +278,6 @@ impl Resolver<'_> {
             original: self.request.host.clone(),
             hostname,
             port,
-            user,
             host_key_alias,
             way,
             address_family,
@@ -270,8 +292,10 @@ impl Resolver<'_> {
             server_alive_interval,
             server_alive_count_max,
             batch,
+            session: self.wishes(port, &user)?,
+            user,
         };
-        Ok((target, self.evaluated.warnings))
+        Ok(target)
     }
 
     fn setting(&self, keyword: &str) -> Option<&Setting> {

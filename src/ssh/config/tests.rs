@@ -3,7 +3,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use proptest::prelude::*;
 
 use super::*;
-use crate::ssh::target::{Bind, Way};
+use crate::ssh::target::{Bind, Way, Wishes};
 
 /// A temporary HOME with a configuration in it.
 pub(super) struct Home {
@@ -38,6 +38,7 @@ impl Home {
             user_config: ConfigFile::Default,
             system_config: self.path().join("etc/ssh_config"),
             env: BTreeMap::from([("KEYS".to_owned(), "/keys".to_owned())]),
+            find_host: |name| name == "web.corp.example." || name == "rooted.example.",
         }
     }
 
@@ -80,6 +81,7 @@ fn without_a_configuration_the_defaults_are_ours() {
         bind: Bind::default(),
         connection_attempts: 1,
         tcp_keep_alive: true,
+        session: Wishes::default(),
         address_family: AddressFamily::Any,
         connect_timeout: Duration::from_secs(10),
         identities: Identities {
@@ -126,7 +128,7 @@ fn everything_honoured_reaches_the_target() {
     );
     assert_eq!(
         target.known_hosts,
-        KnownHostsFiles { user: vec![at("kh_Alias"), "/b".into()], global: vec![], hash: true }
+        KnownHostsFiles { user: vec![at("kh_alias"), "/b".into()], global: vec![], hash: true }
     );
     assert_eq!(target.strict_host_key_checking, StrictHostKeyChecking::Yes);
     assert_eq!(target.connect_timeout, Duration::from_secs(60));
@@ -211,39 +213,6 @@ fn a_configuration_that_others_can_write_is_refused() {
         std::os::unix::fs::chown(&included, Some(12345), None).unwrap();
         assert!(matches!(home.resolve("h"), Err(Error::Permissions { .. })));
     }
-}
-
-#[test]
-fn a_block_of_a_criterion_that_we_cannot_evaluate_is_left_out_with_a_warning() {
-    for criterion in [
-        "exec \"true\"",
-        "!exec true",
-        "tagged x",
-        "localnetwork 10.0.0.0/8",
-        "version *",
-        "sessiontype shell",
-        "command \"\"",
-        "wether sunny",
-        "host h exec true",
-        "exec true host h",
-        "host=h exec=true",
-    ] {
-        let home = Home::new(&format!(
-            "Host h\n User before\nMatch {criterion}\n Port 1\n ProxyJump x\nHost *\n HostKeyAlias a\n"
-        ));
-        let (target, _) = home.resolve("h").unwrap();
-        assert_eq!((target.port, target.user.as_str()), (22, "before"), "{criterion}");
-        assert_eq!(target.host_key_alias.as_deref(), Some("a"));
-        let warnings = home.warnings("h");
-        assert_eq!(warnings.len(), 1, "{warnings:?}");
-        assert!(warnings[0].starts_with("/.ssh/config:3: `Match "), "{warnings:?}");
-    }
-    // What does not match anyway is not worth a word.
-    let home = Home::new(
-        "Match exec true host other\n Port 1\nMatch user x exec true\n Port 2\nHost other\n Include i\n",
-    );
-    home.file(".ssh/i", "Match exec true\n Port 3\n");
-    assert_eq!(home.target("h").port, 22);
 }
 
 #[test]
@@ -351,7 +320,7 @@ fn what_must_not_be_ignored_is_an_error_that_names_its_line() {
 fn what_will_be_missed_is_said_once_and_the_rest_is_silent() {
     let home = Home::new(
         "LocalForward 1 h:1\nRemoteForward 2 h:2\nLocalForward 3 h:3\nForwardAgent yes\nForwardX11 no\n\
-         ForwardX11 yes\nRemoteCommand none\nSendEnv LANG LC_*\nSendEnv FOO\nSetEnv A=b\nControlMaster auto\n\
+         ForwardX11 yes\nRemoteCommand none\nSendEnv LANG LC_*\nSendEnv FOO\nSetEnv A=b\nStdinNull yes\nControlMaster auto\n\
          ControlPath ~/.ssh/%C\nUseKeychain yes\nAddKeysToAgent yes\nCompression yes\nLogLevel ERROR\nMatch final\n",
     );
     let mut warnings = home.warnings("h");
@@ -359,11 +328,10 @@ fn what_will_be_missed_is_said_once_and_the_rest_is_silent() {
     assert_eq!(
         warnings,
         [
-            "/.ssh/config:10: `SetEnv` is ignored for now",
+            "/.ssh/config:11: `StdinNull` is ignored for now",
             "/.ssh/config:1: `LocalForward` is ignored for now",
             "/.ssh/config:2: `RemoteForward` is ignored for now",
             "/.ssh/config:4: `ForwardAgent` is ignored for now",
-            "/.ssh/config:9: `SendEnv` is ignored for now",
         ]
     );
     let home = Home::new("");

@@ -48,6 +48,15 @@ impl Resolver<'_> {
             None => (None, hops.as_str()),
         };
         let hop = destination(setting, last)?;
+        let itself = hop.host == here.hostname
+            && hop.port.unwrap_or(22) == here.port
+            && hop.user.as_ref().is_none_or(|user| *user == here.user);
+        if itself {
+            return Err(Error::JumpLoop { host: hop.host });
+        }
+        if !self.follow {
+            return Ok(Way::Direct);
+        }
         let mut behind = self.behind.clone();
         behind.push(here);
         let request = Request {
@@ -201,6 +210,7 @@ mod tests {
             "Host h\n ProxyJump a\nHost a\n ProxyJump b\nHost b\n ProxyJump a\n",
             "Host *\n HostName same\n ProxyJump other\n",
             "ProxyJump x%h\n",
+            "Host h\n ProxyJump h:22\n",
             "ProxyJump a,b,a,b\nHost a b\n ProxyJump none\n",
         ] {
             let home = Home::new(config);
