@@ -29,6 +29,7 @@ mod refusals;
 mod sdks;
 mod sftp;
 mod shells;
+mod ssh_options;
 mod stops;
 mod support;
 mod tls;

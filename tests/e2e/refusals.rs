@@ -175,9 +175,22 @@ pub(crate) fn all<T>(cases: impl IntoIterator<Item = T>, mut run: impl FnMut(T))
     assert_eq!(failed, 0, "cases failed");
 }
 
-const COMMANDS: [&str; 14] = [
-    "connect", "login", "logout", "audit", "clean", "doctor", "status", "env", "grant", "approve", "deny",
-    "revoke", "stop", "refresh",
+const COMMANDS: [&str; 15] = [
+    "connect",
+    "login",
+    "logout",
+    "audit",
+    "clean",
+    "doctor",
+    "ssh-config",
+    "status",
+    "env",
+    "grant",
+    "approve",
+    "deny",
+    "revoke",
+    "stop",
+    "refresh",
 ];
 
 /// The help of `broker` and of every command.
