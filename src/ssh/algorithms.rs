@@ -50,9 +50,14 @@ pub(crate) fn host_keys() -> Vec<Algorithm> {
     ]
 }
 
+/// Returns the algorithms that an authority may have signed a host's certificate with (`CASignatureAlgorithms`).
+pub(super) fn certificate_signatures() -> Vec<Algorithm> {
+    [host_keys(), vec![Algorithm::SkEd25519, Algorithm::SkEcdsaSha2NistP256]].concat()
+}
+
 /// Returns what we offer. Host key types that are `known` for this host come first: asking for another type would
 /// make a known host look unknown.
-pub(super) fn preferred(known: &[Algorithm]) -> Preferred {
+pub(super) fn preferred(known: &[Algorithm], certificates: bool) -> Preferred {
     let same_type = |a: &Algorithm, b: &Algorithm| {
         a == b || matches!((a, b), (Algorithm::Rsa { .. }, Algorithm::Rsa { .. }))
     };
@@ -63,7 +68,7 @@ pub(super) fn preferred(known: &[Algorithm]) -> Preferred {
     Preferred {
         kex: Cow::Borrowed(KEX),
         key: Cow::Owned(keys),
-        host_key_certificates: Cow::Borrowed(&[]),
+        host_key_certificates: if certificates { Cow::Owned(host_keys()) } else { Cow::Borrowed(&[]) },
         cipher: Cow::Borrowed(CIPHERS),
         mac: Cow::Borrowed(MACS),
         compression: Cow::Borrowed(&[compression::NONE]),
@@ -91,7 +96,7 @@ mod tests {
     fn known_types_of_host_keys_come_first_and_none_is_lost() {
         let rsa = Algorithm::Rsa { hash: None };
         let p384 = Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 };
-        let keys = preferred(&[rsa, p384.clone()]).key;
+        let keys = preferred(&[rsa, p384.clone()], false).key;
         assert_eq!(keys.len(), host_keys().len());
         assert!(keys[..2].iter().all(|key| matches!(key, Algorithm::Rsa { .. })));
         assert_eq!((&keys[2], &keys[3]), (&p384, &Algorithm::Ed25519));
@@ -99,7 +104,7 @@ mod tests {
 
     #[test]
     fn nothing_old_is_offered() {
-        let offered = preferred(&[]);
+        let offered = preferred(&[], false);
         assert!(!offered.key.contains(&Algorithm::Rsa { hash: None }), "ssh-rsa is SHA-1");
         let names = offered.kex.iter().map(AsRef::<str>::as_ref).chain(offered.mac.iter().map(AsRef::as_ref));
         assert!(names.into_iter().all(|name| !name.contains("sha1")));

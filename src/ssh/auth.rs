@@ -55,6 +55,8 @@ pub(crate) struct Refused {
     pub(crate) ended: Option<Ended>,
     /// Whether nobody could be asked.
     pub(crate) batch: bool,
+    /// Whether a person could have answered, but not to a host whose key nobody has looked at.
+    pub(crate) unheard: bool,
 }
 
 impl fmt::Display for Refused {
@@ -66,6 +68,9 @@ impl fmt::Display for Refused {
         }
         if !self.offered.is_empty() {
             write!(f, "; the server takes {}", self.offered.join(", "))?;
+        }
+        if self.unheard {
+            f.write_str("; nothing secret is typed for a host whose key was accepted unseen just now")?;
         }
         Ok(())
     }
@@ -82,6 +87,13 @@ impl Refused {
     pub(super) fn hint(&self) -> Option<String> {
         if let Some(hint) = self.ended.as_ref().and_then(Ended::hint) {
             return Some(hint);
+        }
+        if self.unheard {
+            return Some(
+                "compare the host key's fingerprint (`ssh-keygen -lF HOST`) with what its administrator says, then \
+                 connect again"
+                    .into(),
+            );
         }
         let takes = |method| self.offered.contains(&method);
         if takes("publickey") && !self.tried.iter().any(|tried| tried.starts_with("key")) {
@@ -115,6 +127,8 @@ struct Login<'a> {
     tried: Vec<String>,
     offered: MethodSet,
     failures: usize,
+    /// Whether a person was not asked because of the host's key.
+    unheard: bool,
     rsa_hash: Option<Option<HashAlg>>,
 }
 
@@ -132,6 +146,7 @@ pub(super) async fn authenticate(
         tried: Vec::new(),
         offered: MethodSet::empty(),
         failures: 0,
+        unheard: false,
         rsa_hash: None,
     };
     login.run().await
@@ -165,6 +180,11 @@ impl Login<'_> {
                 let key = keys.remove(0);
                 self.key(key, agent.as_mut()).await?
             } else if self.target.batch {
+                break;
+            } else if !self.shared.may_hear_secrets() {
+                if self.offers(MethodKind::KeyboardInteractive) || self.offers(MethodKind::Password) {
+                    self.unheard = true;
+                }
                 break;
             } else if self.offers(MethodKind::KeyboardInteractive) && asked < PROMPTS {
                 asked += 1;
@@ -232,6 +252,7 @@ impl Login<'_> {
             offered: self.offered.iter().map(<&str>::from).collect(),
             ended,
             batch: self.target.batch,
+            unheard: self.unheard,
         }))
     }
 

@@ -24,7 +24,7 @@ use super::{
     forward::{Arrival, Forwards, Judgement},
     inbox::{Channels, Exit, Inbox, Kind, Limit, Verdict},
     pump::{Outward, Pump},
-    session::HostKeys,
+    session::{HostKeys, Trust},
     transport::{Kill, Killed},
 };
 use crate::{
@@ -105,6 +105,8 @@ pub(super) struct Shared {
     pub(super) gone: watch::Sender<bool>,
     facts: Mutex<Facts>,
     refusals: Mutex<VecDeque<(u32, String)>>,
+    /// How well the host is known, once its key was judged.
+    trust: Mutex<Option<Trust>>,
 }
 
 impl Shared {
@@ -120,6 +122,7 @@ impl Shared {
             gone: watch::Sender::new(false),
             facts: Mutex::new(facts),
             refusals: Mutex::default(),
+            trust: Mutex::default(),
         }
     }
 
@@ -152,6 +155,11 @@ impl Shared {
 
     pub(super) fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the host may hear what opens other doors too: a password, a code.
+    pub(super) fn may_hear_secrets(&self) -> bool {
+        *self.trust.lock().unwrap_or_else(PoisonError::into_inner) == Some(Trust::Known)
     }
 
     fn refusals(&self) -> MutexGuard<'_, VecDeque<(u32, String)>> {
@@ -270,8 +278,8 @@ impl Drop for Handler {
 impl russh::client::Handler for Handler {
     type Error = Failure;
 
-    async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Failure> {
-        let key: PublicKey = key.public_key();
+    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, Failure> {
+        let key: PublicKey = shown.public_key();
         {
             let mut facts = self.shared.facts();
             facts.fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
@@ -279,11 +287,12 @@ impl russh::client::Handler for Handler {
         }
         self.shared.asking.send_replace(true);
         let judged = tokio::select! {
-            judged = self.host_keys.check(&key) => judged,
+            judged = self.host_keys.check(shown) => judged,
             () = self.shared.kill.killed() => return Err(russh::Error::Disconnect.into()),
         };
         self.shared.asking.send_replace(false);
-        judged.map_err(Failure::HostKey)?;
+        let trust = judged.map_err(Failure::HostKey)?;
+        *self.shared.trust.lock().unwrap_or_else(PoisonError::into_inner) = Some(trust);
         Ok(true)
     }
 

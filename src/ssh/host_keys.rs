@@ -1,6 +1,7 @@
 //! The decision on a host key: pin, known_hosts, the person, in that order.
 //!
-//! A changed or revoked key always stops us. A new key needs a person or `accept-new`, and `accept-new` does not
+//! A certificate comes first where an authority for the host is on file; one that is not good leaves its key to be judged
+//! as any other. A changed or revoked key always stops us. A new key needs a person or `accept-new`, and `accept-new` does not
 //! accept a host that is known by another type of key: that is what an impostor without the right key looks like.
 
 use std::{
@@ -8,16 +9,21 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use russh::keys::{Algorithm, HashAlg, PublicKey};
+use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey, PublicKeyOrCertificate};
 use secrecy::ExposeSecret as _;
 
 use super::{
+    algorithms,
     error::HostKeyRefused,
-    known_hosts::{self, HostName, KnownHosts, Verdict},
-    session::HostKeys,
+    host_certificate,
+    known_hosts::{self, Authority, HostName, KnownHosts, Verdict},
+    session::{HostKeys, Trust},
     target::{StrictHostKeyChecking, Target, Way},
 };
-use crate::human::{BoxFuture, Human, Question};
+use crate::{
+    clock::Clock,
+    human::{BoxFuture, Human, Question},
+};
 
 /// Why a host's key was refused. Every variant ends the connection before anything secret was sent.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +60,11 @@ pub(crate) enum Refused {
     },
     #[error("the host key of {host} is marked as revoked (`{}` line {line})", path.display())]
     Revoked { host: String, path: PathBuf, line: usize },
+    #[error(
+        "{host} has no certificate of its authority (`{}` line {line}), and its key is not known ({sent})",
+        path.display()
+    )]
+    NotCertified { host: String, sent: String, path: PathBuf, line: usize },
     #[error("the host key of {host} is {fingerprint}, not the pinned {pinned}")]
     NotPinned { host: String, fingerprint: String, pinned: String },
     #[error("the host key of {host} could not be checked")]
@@ -81,6 +92,10 @@ impl Refused {
                 path.display()
             )),
             Self::Revoked { .. } => Some("ask the host's administrator for the new key".to_owned()),
+            Self::NotCertified { .. } => Some(
+                "ask the host's administrator; at a terminal, without `accept-new`, you can look at the key and accept it"
+                    .to_owned(),
+            ),
             Self::NotPinned { .. } => {
                 Some("ask the host's administrator which key is right, and pin that".to_owned())
             }
@@ -95,8 +110,9 @@ pub(crate) struct KnownHostKeys {
     name: HostName,
     known: KnownHosts,
     human: Arc<dyn Human>,
-    /// The key that was accepted on this run: a reconnect must see the same one, whatever is on file.
-    accepted: Mutex<Option<PublicKey>>,
+    clock: Clock,
+    /// The key that was accepted on this run, and why: a reconnect must see the same one, whatever is on file.
+    accepted: Mutex<Option<(PublicKey, Trust)>>,
     /// The same of the jump host, which has files and a mind of its own.
     jump: Option<Arc<Self>>,
 }
@@ -117,23 +133,36 @@ impl KnownHostKeys {
             Way::Jump(hop) => Some(Arc::new(Self::load(hop, Arc::clone(&human))?)),
             Way::Direct | Way::Command(_) => None,
         };
-        Ok(Self { target: target.clone(), name, known, human, accepted: Mutex::default(), jump })
+        Ok(Self {
+            target: target.clone(),
+            name,
+            known,
+            human,
+            clock: Clock::system(),
+            accepted: Mutex::default(),
+            jump,
+        })
     }
 
-    async fn decide(&self, key: &PublicKey) -> Result<(), Refused> {
+    async fn decide(&self, key: &PublicKey, certificate: Option<&Certificate>) -> Result<Trust, Refused> {
         let host = self.target.original.clone();
         let algorithm = key.algorithm().as_str().to_owned();
         let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
         let sent = format!("{algorithm} {fingerprint}");
         if let Some(pinned) = &self.target.pinned_host_key {
             return if *pinned == fingerprint {
-                Ok(())
+                Ok(Trust::Known)
             } else {
                 Err(Refused::NotPinned { host, fingerprint, pinned: pinned.clone() })
             };
         }
+        if let Some(certificate) = certificate
+            && self.is_certified(certificate)?
+        {
+            return Ok(Trust::Known);
+        }
         let (other_types, same_key_as) = match self.known.verdict(&self.name, key) {
-            Verdict::Known => return Ok(()),
+            Verdict::Known => return Ok(Trust::Known),
             Verdict::Changed { path, line, .. } => {
                 return Err(Refused::Changed { host, name: self.name.to_string().into(), sent, path, line });
             }
@@ -149,9 +178,13 @@ impl KnownHostKeys {
             line: *line,
         });
         match self.target.strict_host_key_checking {
-            StrictHostKeyChecking::AcceptNew => match other_type {
-                Some(refused) => Err(refused),
-                None => self.remember(key),
+            StrictHostKeyChecking::AcceptNew => match (other_type, self.known.cert_authority(&self.name)) {
+                (Some(refused), _) => Err(refused),
+                (None, Some((path, line))) => Err(Refused::NotCertified { host, sent, path, line }),
+                (None, None) => {
+                    self.remember(key);
+                    Ok(Trust::Unseen)
+                }
             },
             StrictHostKeyChecking::Ask if !self.target.batch => {
                 let mut text = format!(
@@ -167,7 +200,7 @@ impl KnownHostKeys {
                 }
                 if let Some((path, line)) = self.known.cert_authority(&self.name) {
                     text.push_str(&format!(
-                        "Its certificate authority is on file ({}:{line}), but certificates of hosts are not checked yet.\n",
+                        "Its certificate authority is on file ({}:{line}), but no certificate of it vouches for this key.\n",
                         path.display()
                     ));
                 }
@@ -186,8 +219,10 @@ impl KnownHostKeys {
                         return Err(Refused::Unknown { host, algorithm, fingerprint });
                     };
                     match answer.expose_secret().trim() {
-                        "yes" => return self.remember(key),
-                        same if same == fingerprint => return self.remember(key),
+                        answer if answer == "yes" || answer == fingerprint => {
+                            self.remember(key);
+                            return Ok(Trust::Known);
+                        }
                         "no" => return Err(Refused::NotAccepted { host }),
                         _ => "Please type 'yes', 'no' or the fingerprint: ".clone_into(&mut text),
                     }
@@ -200,8 +235,8 @@ impl KnownHostKeys {
     }
 
     /// Writes a new key down. That it cannot be written is no reason to refuse a key that the person accepted.
-    fn remember(&self, key: &PublicKey) -> Result<(), Refused> {
-        let Some(file) = self.target.known_hosts.user.first() else { return Ok(()) };
+    fn remember(&self, key: &PublicKey) {
+        let Some(file) = self.target.known_hosts.user.first() else { return };
         match known_hosts::append(file, &self.name, key, self.target.known_hosts.hash) {
             Ok(()) => self.human.tell(&format!(
                 "broker: permanently added '{}' ({}) to the list of known hosts",
@@ -210,7 +245,28 @@ impl KnownHostKeys {
             )),
             Err(e) => self.human.tell(&format!("broker: warning: the host key is not remembered: {e}")),
         }
-        Ok(())
+    }
+
+    /// Returns whether an authority of this host vouches for it. One that does so wrongly is told, as with `ssh`.
+    fn is_certified(&self, certificate: &Certificate) -> Result<bool, Refused> {
+        let host = &self.target.original;
+        let (path, line) = match self.known.authority(&self.name, certificate) {
+            Authority::Revoked { path, line } => {
+                return Err(Refused::Revoked { host: host.clone(), path, line });
+            }
+            Authority::Unknown => return Ok(false),
+            Authority::Known { path, line } => (path, line),
+        };
+        let signatures = algorithms::certificate_signatures();
+        let checked =
+            host_certificate::check(certificate, self.name.without_port(), self.clock.now(), &signatures);
+        if let Err(flaw) = &checked {
+            self.human.tell(&crate::printable::printable(&format!(
+                "broker: warning: the certificate of {host} is not taken (authority: {}:{line}): {flaw}",
+                path.display()
+            )));
+        }
+        Ok(checked.is_ok())
     }
 }
 
@@ -219,19 +275,29 @@ impl HostKeys for KnownHostKeys {
         self.known.known_algorithms(&self.name)
     }
 
-    fn check(&self, key: &PublicKey) -> BoxFuture<'_, Result<(), HostKeyRefused>> {
-        let key = key.clone();
+    fn certificates(&self) -> bool {
+        self.known.cert_authority(&self.name).is_some()
+    }
+
+    fn check(&self, shown: &PublicKeyOrCertificate) -> BoxFuture<'_, Result<Trust, HostKeyRefused>> {
+        let key: PublicKey = shown.public_key();
+        let certificate = match shown {
+            PublicKeyOrCertificate::Certificate(certificate) => Some(certificate.clone()),
+            PublicKeyOrCertificate::PublicKey { .. } => None,
+        };
         Box::pin(async move {
             let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if accepted.is_some_and(|accepted| accepted.key_data() == key.key_data()) {
-                return Ok(());
+            if let Some((accepted, trust)) = accepted
+                && accepted.key_data() == key.key_data()
+            {
+                return Ok(trust);
             }
-            self.decide(&key).await.map_err(|refused| {
+            let trust = self.decide(&key, certificate.as_ref()).await.map_err(|refused| {
                 let hint = refused.hint();
                 HostKeyRefused { error: Box::new(refused), hint }
             })?;
-            *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
-            Ok(())
+            *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some((key, trust));
+            Ok(trust)
         })
     }
 

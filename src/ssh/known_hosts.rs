@@ -15,7 +15,7 @@ use std::{
 
 use aws_lc_rs::{hmac, rand};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use russh::keys::{Algorithm, HashAlg, PublicKey};
+use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey, ssh_key::public::KeyData};
 
 use super::{
     config::pattern::{self, ListMatch},
@@ -54,6 +54,17 @@ pub(crate) enum Verdict {
     Revoked { path: PathBuf, line: usize },
 }
 
+/// What known_hosts says of whoever signed a host's certificate.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Authority {
+    /// It may speak for this host.
+    Known { path: PathBuf, line: usize },
+    /// It is not on file for this host.
+    Unknown,
+    /// It, or the host's own key, is marked `@revoked`.
+    Revoked { path: PathBuf, line: usize },
+}
+
 /// A host's name as known_hosts has it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct HostName {
@@ -81,6 +92,11 @@ impl HostName {
     pub(crate) fn alias(alias: &str) -> Self {
         let name = alias.to_ascii_lowercase();
         Self { recordable: is_recordable(&name), name, bare: None }
+    }
+
+    /// Returns the host without its port: the name that a certificate is for.
+    pub(crate) fn without_port(&self) -> &str {
+        self.bare.as_deref().unwrap_or(&self.name)
     }
 
     /// Returns the name under which a target's key is on file.
@@ -255,11 +271,7 @@ impl KnownHosts {
     pub(crate) fn verdict(&self, name: &HostName, key: &PublicKey) -> Verdict {
         let key = key.key_data();
         let is_key = |entry: &&Entry| entry.key.key_data() == key;
-        // Under either name, and before anything else: a revocation must not be missed because of a port.
-        let names = [Some(name.name.as_str()), name.bare.as_deref()];
-        let revoked =
-            names.iter().flatten().find_map(|name| self.entries_of(name, Marker::Revoked).find(is_key));
-        if let Some(revoked) = revoked {
+        if let Some(revoked) = self.under_either_name(name, Marker::Revoked, key) {
             return Verdict::Revoked { path: revoked.path.to_path_buf(), line: revoked.line };
         }
         let on_file: Vec<_> = self.entries_of(&name.name, Marker::None).collect();
@@ -323,14 +335,40 @@ impl KnownHosts {
         algorithms
     }
 
-    /// Returns where a certificate authority is on file for `name`: its host is known by certificate, which we
-    /// cannot check yet, so that its plain key is a new one although the host is not.
+    /// Returns what is known of the authority of `certificate` for the host `name`, and nothing of what it certifies.
+    pub(crate) fn authority(&self, name: &HostName, certificate: &Certificate) -> Authority {
+        let at = |entry: &Entry| (entry.path.to_path_buf(), entry.line);
+        for key in [certificate.public_key(), certificate.signature_key()] {
+            if let Some((path, line)) = self.under_either_name(name, Marker::Revoked, key).map(at) {
+                return Authority::Revoked { path, line };
+            }
+        }
+        match self.under_either_name(name, Marker::CertAuthority, certificate.signature_key()).map(at) {
+            Some((path, line)) => Authority::Known { path, line },
+            None => Authority::Unknown,
+        }
+    }
+
+    /// Returns where a certificate authority is on file for `name`, whose host is then asked for a certificate.
     pub(crate) fn cert_authority(&self, name: &HostName) -> Option<(PathBuf, usize)> {
-        let entry = self.entries_of(&name.name, Marker::CertAuthority).next()?;
+        let mut names = [Some(name.name.as_str()), name.bare.as_deref()].into_iter().flatten();
+        let entry = names.find_map(|name| self.entries_of(name, Marker::CertAuthority).next())?;
         Some((entry.path.to_path_buf(), entry.line))
     }
 
-    fn entries_of<'a>(&'a self, name: &'a str, marker: Marker) -> impl Iterator<Item = &'a Entry> {
+    /// Returns the line with `marker` and `key`, with or without the port: a revocation must not be missed because of
+    /// a port, and authorities are written down for names.
+    fn under_either_name(&self, name: &HostName, marker: Marker, key: &KeyData) -> Option<&Entry> {
+        let names = [Some(name.name.as_str()), name.bare.as_deref()];
+        let is_key = |entry: &&Entry| entry.key.key_data() == key;
+        names.into_iter().flatten().find_map(|name| self.entries_of(name, marker).find(is_key))
+    }
+
+    fn entries_of<'a, 'n>(
+        &'a self,
+        name: &'n str,
+        marker: Marker,
+    ) -> impl Iterator<Item = &'a Entry> + use<'a, 'n> {
         self.entries.iter().filter(move |entry| entry.marker == marker && entry.names.mean(name))
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod dial;
 pub(crate) mod error;
 pub(crate) mod forward;
 pub(crate) mod handler;
+mod host_certificate;
 pub(crate) mod host_keys;
 mod identity;
 pub(crate) mod inbox;

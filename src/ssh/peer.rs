@@ -8,7 +8,7 @@ use std::{
 
 use russh::{
     Channel, ChannelId, MethodKind, MethodSet,
-    keys::{PrivateKey, PublicKey, ssh_key::private::Ed25519Keypair},
+    keys::{PrivateKey, PublicKey, PublicKeyOrCertificate, ssh_key::private::Ed25519Keypair},
     server::{self, Auth, ChannelOpenHandle, Handle, Msg, Response, VerifiedPublicKey},
 };
 use secrecy::SecretString;
@@ -16,7 +16,7 @@ use tokio::io::DuplexStream;
 
 use super::{
     error::{Error, HostKeyRefused},
-    session::{HostKeys, Session, Unauthenticated},
+    session::{HostKeys, Session, Trust, Unauthenticated},
     target::{AddressFamily, Bind, Identities, KnownHostsFiles, StrictHostKeyChecking, Target, Way, Wishes},
 };
 use crate::human::{BoxFuture, Human, Question};
@@ -90,6 +90,7 @@ impl Human for Person {
 #[derive(Default)]
 pub(super) struct Trusting {
     pub(super) thinking: Duration,
+    pub(super) unseen: bool,
 }
 
 impl HostKeys for Trusting {
@@ -97,10 +98,10 @@ impl HostKeys for Trusting {
         Vec::new()
     }
 
-    fn check(&self, _: &PublicKey) -> BoxFuture<'_, Result<(), HostKeyRefused>> {
+    fn check(&self, _: &PublicKeyOrCertificate) -> BoxFuture<'_, Result<Trust, HostKeyRefused>> {
         Box::pin(async move {
             tokio::time::sleep(self.thinking).await;
-            Ok(())
+            Ok(if self.unseen { Trust::Unseen } else { Trust::Known })
         })
     }
 }

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use russh::{
     Channel, ChannelOpenFailure, Disconnect, SshId,
     client::{Config, GexParams, Handle, Msg},
-    keys::{Algorithm, PublicKey},
+    keys::{Algorithm, PublicKeyOrCertificate},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -59,13 +59,27 @@ pub(crate) trait HostKeys: Send + Sync {
     /// Returns the types of the keys that are known for this host, most preferred first; empty for a new host.
     fn order(&self) -> Vec<Algorithm>;
 
-    /// Judges `key`, which the host has proven to hold. May ask a person: no deadline runs meanwhile.
-    fn check(&self, key: &PublicKey) -> BoxFuture<'_, Result<(), HostKeyRefused>>;
+    /// Returns whether the host is asked for a certificate, as there is an authority that could vouch for it.
+    fn certificates(&self) -> bool {
+        false
+    }
+
+    /// Judges what the host has proven to hold. May ask a person: no deadline runs meanwhile.
+    fn check(&self, shown: &PublicKeyOrCertificate) -> BoxFuture<'_, Result<Trust, HostKeyRefused>>;
 
     /// Returns what decides on the jump host of this one; `None` for a host without one.
     fn of_jump(&self) -> Option<Arc<dyn HostKeys>> {
         None
     }
+}
+
+/// How well a host is known whose key was not refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Trust {
+    /// Its key is on file, certified or pinned, or a person has just looked at it.
+    Known,
+    /// `accept-new` took it, and nobody looked: it may prove that we are somebody, but hears no password.
+    Unseen,
 }
 
 /// A connection whose server is known and whose user is not.
@@ -111,7 +125,7 @@ impl Unauthenticated {
         let host = target.original.clone();
         let facts = Facts { peer, ..Facts::default() };
         let shared = Arc::new(Shared::new(host.clone(), kill, human, facts));
-        let config = Arc::new(config(target, &host_keys.order()));
+        let config = Arc::new(config(target, &host_keys.order(), host_keys.certificates()));
         let handler = Handler::new(Arc::clone(&shared), host_keys);
         let connecting = Box::pin(russh::client::connect_stream(config, transport, handler));
         // `ConnectTimeout` covers this as well (ssh_config(5)), so one that somebody wrote down is a wish.
@@ -144,10 +158,10 @@ impl Unauthenticated {
     }
 }
 
-fn config(target: &Target, known: &[Algorithm]) -> Config {
+fn config(target: &Target, known: &[Algorithm], certificates: bool) -> Config {
     Config {
         client_id: SshId::Standard(concat!("SSH-2.0-broker_", env!("CARGO_PKG_VERSION")).into()),
-        preferred: algorithms::preferred(known),
+        preferred: algorithms::preferred(known, certificates),
         // Servers with 2048-bit moduli only are common among appliances.
         gex: GexParams::new(2048, 3072, 8192).unwrap_or_default(),
         keepalive_interval: Some(target.server_alive_interval).filter(|interval| !interval.is_zero()),

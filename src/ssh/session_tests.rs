@@ -453,7 +453,7 @@ async fn a_reader_in_a_pager_does_not_stop_the_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_person_may_think_about_the_host_key_for_as_long_as_it_takes() {
     let (stream, running) = peer::serve(Door { open: true, ..Door::default() }, peer::config());
-    let host_keys = Arc::new(Trusting { thinking: Duration::from_secs(600) });
+    let host_keys = Arc::new(Trusting { thinking: Duration::from_secs(600), ..Trusting::default() });
     let target = target();
     let opening = Unauthenticated::open(stream, None, &target, host_keys, Person::who_says(&[]));
     let (opened, _server) = tokio::join!(opening, running);
@@ -710,6 +710,28 @@ async fn chacha20_is_refused_when_the_server_lacks_strict_key_exchange() {
 }
 
 #[tokio::test]
+async fn a_host_whose_key_nobody_looked_at_hears_no_password() {
+    for unseen in [false, true] {
+        let door = Door { password: Some("opensesame"), ..Door::default() };
+        let (stream, running) = peer::serve(door, peer::config());
+        let person = Person::who_says(&["opensesame"]);
+        let connecting = async {
+            let host_keys = Arc::new(Trusting { unseen, ..Trusting::default() });
+            let target = target();
+            let human = Arc::clone(&person) as Arc<dyn Human>;
+            Unauthenticated::open(stream, None, &target, host_keys, human).await?.authenticate(&target).await
+        };
+        let (session, _server) = soon(async { tokio::join!(connecting, running) }).await;
+        assert_eq!(session.is_err(), unseen);
+        assert_eq!(person.heard().contains("Password:"), !unseen);
+        if let Err(error) = session {
+            assert!(error.to_string().contains("accepted unseen"), "{error}");
+            assert!(error.hint().unwrap().contains("ssh-keygen -lF"));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_refused_host_key_keeps_the_finding_of_whoever_refused_it() {
     #[derive(Debug, thiserror::Error)]
     #[error("the host key of `bastion` changed")]
@@ -719,7 +741,7 @@ async fn a_refused_host_key_keeps_the_finding_of_whoever_refused_it() {
         fn order(&self) -> Vec<Algorithm> {
             Vec::new()
         }
-        fn check(&self, _: &PublicKey) -> BoxFuture<'_, Result<(), HostKeyRefused>> {
+        fn check(&self, _: &PublicKeyOrCertificate) -> BoxFuture<'_, Result<Trust, HostKeyRefused>> {
             Box::pin(async { Err(HostKeyRefused { error: Box::new(Changed), hint: Some("look".into()) }) })
         }
     }

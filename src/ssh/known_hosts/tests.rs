@@ -113,6 +113,43 @@ fn verdicts() {
 }
 
 #[test]
+fn an_authority_is_looked_up_by_name_and_key_and_can_be_revoked() {
+    let directory = tempfile::tempdir().unwrap();
+    let make = |name: &str| {
+        ssh_keygen(&["-q", "-t", "ed25519", "-N", "", "-C", "", "-f", name], directory.path());
+        fs::read_to_string(directory.path().join(format!("{name}.pub"))).unwrap().trim().to_owned()
+    };
+    let (ca, host) = (make("ca"), make("host"));
+    ssh_keygen(&["-q", "-s", "ca", "-I", "id", "-h", "-n", "h", "host.pub"], directory.path());
+    let text = fs::read_to_string(directory.path().join("host-cert.pub")).unwrap();
+    let certificate = Certificate::from_openssh(text.trim()).unwrap();
+    let at = |line| Authority::Known { path: "kh".into(), line };
+    let revoked = |line| Authority::Revoked { path: "kh".into(), line };
+    for (template, name, port, expected) in [
+        ("@cert-authority h {ca}", "h", 22, at(1)),
+        ("# x\n@cert-authority H {ca}", "h", 22, at(2)),
+        ("@cert-authority *.corp,!bad.corp {ca}", "web.corp", 22, at(1)),
+        ("@cert-authority *.corp,!bad.corp {ca}", "bad.corp", 22, Authority::Unknown),
+        ("@cert-authority h {ca}", "h", 2222, at(1)),
+        ("@cert-authority [h]:2222 {ca}", "h", 2222, at(1)),
+        ("@cert-authority [h]:2222 {ca}", "h", 22, Authority::Unknown),
+        ("@cert-authority h {host}", "h", 22, Authority::Unknown),
+        ("h {ca}", "h", 22, Authority::Unknown),
+        ("@cert-authority h {ca}\n@revoked h {ca}", "h", 22, revoked(2)),
+        ("@revoked * {host}\n@cert-authority h {ca}", "h", 22, revoked(1)),
+        ("@revoked h {host}\n@cert-authority [h]:2222 {ca}", "h", 2222, revoked(1)),
+        ("@revoked other {ca}\n@cert-authority h {ca}", "h", 22, at(2)),
+    ] {
+        let known =
+            KnownHosts::parse(&template.replace("{ca}", &ca).replace("{host}", &host), Path::new("kh"));
+        let name = HostName::new(name, port);
+        assert_eq!(known.authority(&name, &certificate), expected, "{name} and\n{template}");
+        let asked = matches!(expected, Authority::Known { .. });
+        assert!(!asked || known.cert_authority(&name).is_some(), "{name} and\n{template}");
+    }
+}
+
+#[test]
 fn a_key_of_another_type_is_told_apart_from_an_unknown_host() {
     let known = known("h {ecdsa-1}\nh {rsa-1}\nother {ed25519-1}\n|1|AAAA {ecdsa-1}\n");
     let Verdict::New { other_types, same_key_as } = known.verdict(&HostName::new("h", 22), &key("ed25519-1"))
