@@ -81,7 +81,7 @@ pub(crate) struct Trusted {
 pub(crate) enum Profiles {
     /// Through the port. The container variables serve the default grant there, which need no program on the host.
     Port,
-    /// Through the unix socket `s` in our directory.
+    /// Through the unix socket `s` in our directory; through the port, where there is one, if no program knows sockets.
     Socket,
     /// From files in our directory.
     Files,
@@ -210,7 +210,7 @@ impl Layout<'_> {
         let path = if default { "/".to_owned() } else { format!("/slot/{}", percent_encoded(grant.profile)) };
         let profile = encoded(grant.profile);
         let port = match (self.profiles, self.port) {
-            (Profiles::Port, Some(port)) => match self.tls {
+            (Profiles::Port | Profiles::Socket, Some(port)) => match self.tls {
                 None => format!(" {port}"),
                 Some(tls) => format!(" {port} {}", tls.host),
             },
@@ -499,7 +499,7 @@ mod tests {
                 assert_eq!(config.matches("[").count(), sections, "{config}");
                 if alias.as_str() == "stale" {
                     let (_, section) = config.split_once("[profile stale]\n").unwrap();
-                    assert!(section.lines().nth(2).unwrap().ends_with(" /d corp /"), "{config}");
+                    assert!(section.lines().nth(2).unwrap().ends_with(" /d corp / 4144"), "{config}");
                 }
             });
         }
@@ -515,7 +515,7 @@ mod tests {
                 let names: Vec<_> = wanted.iter().map(|wanted| wanted.profile.as_str()).collect();
                 assert_eq!(names, ["default", "corp", "other"]);
                 for wanted in &wanted {
-                    let port = if profiles == Profiles::Port { " 4144\n" } else { "\n" };
+                    let port = if profiles == Profiles::Files { " /\n" } else { " 4144\n" };
                     assert!(
                         wanted.section.contains("credential_process = /bin/sh /d/")
                             && wanted.section.ends_with(port)

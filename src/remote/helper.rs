@@ -224,6 +224,8 @@ pub(crate) struct Facts {
     pub(crate) parent: Parent,
     /// Whether listeners and callers can be identified.
     pub(crate) shows_sockets: bool,
+    /// Whether there is a program that `credential_process` can ask us with.
+    pub(crate) fetches: bool,
     /// Files in `~/.aws/sso/cache` that hold a token of IAM Identity Center.
     pub(crate) token_caches: Vec<String>,
 }
@@ -368,6 +370,7 @@ impl Facts {
             boot_id: text("boot"),
             parent: Parent { pid: pid.parse().map_err(|_| INCOMPLETE)?, started: started.parse().ok() },
             shows_sockets: fact("sockets") == Some("yes"),
+            fetches: fact("fetcher").is_some(),
             token_caches: rows.iter().filter_map(|row| row.strip_prefix("cache ")).map(one_line).collect(),
         })
     }

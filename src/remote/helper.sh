@@ -324,6 +324,9 @@ if [ -r /proc/net/tcp ]; then
 else
   say row sockets no;
 fi;
+for i in curl python3 nc; do
+  command -v "$i" >/dev/null && say row fetcher "$i";
+done;
 set +f;
 grep -l accessToken "$HOME/.aws/sso/cache/"*.json | while read -r i; do
   i=${i##*/};

@@ -28,7 +28,7 @@ pub(crate) struct Survey {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Fetcher {
     Curl(String),
-    /// The script takes curl where there is one, and this one cannot.
+    /// It cannot ask at a socket, and there is nothing else.
     OldCurl(String),
     Python,
     Netcat,
@@ -72,9 +72,9 @@ impl Survey {
     pub(crate) fn fetcher(&self) -> Fetcher {
         match &self.curl {
             Some(version) if speaks_sockets(version) => Fetcher::Curl(version.clone()),
+            _ if self.python3 => Fetcher::Python,
+            _ if self.nc => Fetcher::Netcat,
             Some(version) => Fetcher::OldCurl(version.clone()),
-            None if self.python3 => Fetcher::Python,
-            None if self.nc => Fetcher::Netcat,
             None => Fetcher::Nothing,
         }
     }
@@ -110,7 +110,9 @@ mod tests {
     fn the_program_is_the_one_that_the_script_takes() {
         assert_eq!(survey(&["curl 7.88.1", "python3"]).fetcher(), Fetcher::Curl("7.88.1".into()));
         assert_eq!(survey(&["curl 8.5.0-DEV"]).fetcher(), Fetcher::Curl("8.5.0-DEV".into()));
-        assert_eq!(survey(&["curl 7.29.0", "python3"]).fetcher(), Fetcher::OldCurl("7.29.0".into()));
+        assert_eq!(survey(&["curl 7.29.0", "python3"]).fetcher(), Fetcher::Python);
+        assert_eq!(survey(&["curl 7.29.0", "nc"]).fetcher(), Fetcher::Netcat);
+        assert_eq!(survey(&["curl 7.29.0"]).fetcher(), Fetcher::OldCurl("7.29.0".into()));
         assert_eq!(survey(&["curl"]).fetcher(), Fetcher::OldCurl(String::new()));
         assert_eq!(survey(&["nc", "python3"]).fetcher(), Fetcher::Python);
         assert_eq!(survey(&["nc"]).fetcher(), Fetcher::Netcat);

@@ -188,7 +188,9 @@ impl Link {
         let key = link.ways.port.map_or_else(|| inputs.key.clone(), Key::port);
         let failed = |source| Error::Install { host: inputs.host(), source };
         let directory = link.hands.directory(key).await.map_err(failed)?;
-        if matches!(transport, Transport::Auto | Transport::Unix) {
+        // Where no program can ask at a socket, it would only keep SDKs from files, which need none.
+        let is_of_use = facts.fetches || link.ways.port.is_some();
+        if transport == Transport::Unix || transport == Transport::Auto && is_of_use {
             let path = format!("{}/s", directory.path());
             match link.session.forward_streamlocal(&path).await {
                 Ok(forward) => {

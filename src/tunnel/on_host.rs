@@ -80,10 +80,13 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
     let exported = link.exported().await;
     let alias = shadow::profile(&exported).and_then(|name| name.parse::<ProfileName>().ok());
     let keep_config = inputs.options.keep_config;
-    let profiles = match (&link.ways.socket, link.ways.file) {
+    let fetches = link.facts.as_ref().is_none_or(|facts| facts.fetches);
+    let profiles = match (&link.ways.socket, link.ways.port) {
+        // The container variables need no program.
+        (Some(_), Some(_)) if !fetches => files::Profiles::Port,
         (Some(_), _) => files::Profiles::Socket,
-        (None, true) => files::Profiles::Files,
-        (None, false) => files::Profiles::Port,
+        (None, Some(_)) => files::Profiles::Port,
+        (None, None) => files::Profiles::Files,
     };
     let below_home = directory.below_home().map(str::to_owned);
     let layout = Layout {
@@ -106,6 +109,21 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
         let mut written = role_files::Written::default();
         role_files::write(&inputs.grants, &installed, &mut written).await?;
         link.keep_files(Arc::clone(&inputs.grants), Arc::clone(&installed), written);
+    }
+    let unserved = match profiles {
+        files::Profiles::Socket => Some("so no process there gets credentials"),
+        files::Profiles::Port if tokens.len() > 1 || inputs.options.install_profiles => {
+            Some("so only the default role is served there, and only to processes with our variables")
+        }
+        files::Profiles::Port | files::Profiles::Files => None,
+    };
+    if let Some(unserved) = unserved.filter(|_| !fetches) {
+        inputs.observe(Event::Warning {
+            message: format!(
+                "neither curl nor python3 nor nc is on {}, {unserved}; install curl on the host, or use `--transport file`",
+                inputs.host()
+            ),
+        });
     }
     for shadow in shadows(inputs, link, &exported).await {
         inputs.observe(Event::Warning { message: shadow.to_string() });

@@ -18,6 +18,7 @@ mod background;
 mod cases;
 mod commands;
 mod control;
+mod fetchers;
 mod host_certificates;
 mod host_files;
 mod hostile;
