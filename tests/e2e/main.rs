@@ -26,6 +26,7 @@ mod jumps;
 mod limits;
 mod load;
 mod matrix;
+mod neighbours;
 mod recipes;
 mod refusals;
 mod sdks;
