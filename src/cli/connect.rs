@@ -576,6 +576,7 @@ pub(super) fn tunnel_failure(error: tunnel::Error) -> Failure {
         | tunnel::Error::Listener { .. }
         | tunnel::Error::NoSocket { .. }
         | tunnel::Error::NameElsewhere { .. }
+        | tunnel::Error::SocketPath { .. }
         | tunnel::Error::SelfTest { .. } => Kind::ForwardRefused,
         tunnel::Error::Ssh(_) | tunnel::Error::Lost(_) => Kind::Unreachable,
         tunnel::Error::NoRandomness(_) => Kind::Failed,

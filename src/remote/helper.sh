@@ -129,7 +129,8 @@ take() {
   D=$t;
 };
 
-# The first place that will do for directory $1; its kind is left in e.
+# The first place that will do for directory $1; its kind is left in e. A usual one is passed over where a socket
+# in it would have a longer path than every system takes.
 place() {
   for e in runtime run shm tmp; do
     case $e in
@@ -139,7 +140,8 @@ place() {
       (tmp) p=/tmp;;
     esac;
     p=${p%/};
-    safe "$p" && take "$p/broker-$U" "$1" && return 0;
+    t=$p/broker-$U/$1/s;
+    [ ${#t} -le 103 ] && safe "$p" && take "$p/broker-$U" "$1" && return 0;
   done;
   e=made;
   for p in /dev/shm /tmp; do
@@ -286,14 +288,23 @@ litter() {
   set -f;
 };
 
+# Whether our directory is still what we made: whoever may rename it may put a link there.
+is_ours() {
+  [ -n "$D" ] && [ ! -h "$D" ] || return 1;
+  o=;
+  IFS= read -r o < "$D/.owner";
+  [ "$o" = "$N" ];
+};
+
 # Renames the temporary file to $1 if it has all $3 bytes: a full disk shows here, in every shell.
 keep() {
-  s=$(wc -c < "$D/.new");
+  s=;
+  is_ours && s=$(wc -c < "$D/.new");
   set -- "$1" "$2" "$3" $s;
   if [ "$3" = "$4" ] && chmod "$2" "$D/.new" && mv -f "$D/.new" "$D/$1"; then
     say ok;
   else
-    rm -f "$D/.new";
+    is_ours && rm -f "$D/.new";
     say no write;
   fi;
 };
@@ -301,7 +312,7 @@ keep() {
 # Where to write: the temporary file, or nowhere. The lines have to be read in any case.
 temporary() {
   r=/dev/null;
-  if [ -n "$D" ] && true > "$D/.new"; then
+  if is_ours && true > "$D/.new"; then
     r=$D/.new;
   fi;
 };

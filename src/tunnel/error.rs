@@ -1,6 +1,6 @@
 //! Why there is no tunnel, or none any more, by what the caller can do about it.
 
-use super::link::Lost;
+use super::link::{LONGEST_SOCKET, Lost};
 use crate::{
     remote::{helper, install, probe::Refusal, sockets::ListenerProblem},
     ssh,
@@ -56,6 +56,8 @@ pub(crate) enum Error {
         #[source]
         source: ssh::error::ForwardRefused,
     },
+    #[error("`{path}` on {host} is too long for a unix socket, whose path may have {} bytes", LONGEST_SOCKET)]
+    SocketPath { host: String, path: String },
     #[error("what we sent to port {port} of {host} did not come back to us, so something else is there")]
     SelfTest { host: String, port: u16 },
     #[error("the certificate is for `{name}`, which leads to {found} on {host} and not to 127.0.0.1 alone")]
@@ -97,6 +99,11 @@ impl Error {
             }
             Self::NoSocket { .. } => Some(
                 "use `--transport tcp`, or ask for `AllowStreamLocalForwarding yes` in sshd_config"
+                    .to_owned(),
+            ),
+            Self::SocketPath { .. } => Some(
+                "give XDG_RUNTIME_DIR there a directory of your own with a short path, or use `--transport tcp` or \
+                 `--transport file`"
                     .to_owned(),
             ),
             Self::Lost(Lost::Connection { source, .. }) => source.hint(),

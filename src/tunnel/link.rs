@@ -5,6 +5,7 @@
 
 mod port;
 mod serving;
+mod socket;
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,6 +13,7 @@ use tokio::{sync::watch, task::JoinSet};
 use tracing::debug;
 
 use self::serving::{Door, serve_forward};
+pub(super) use self::socket::LONGEST_SOCKET;
 use super::{
     DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, Transport,
     lasting::Claim,
@@ -32,7 +34,6 @@ use crate::{
     },
     ssh::{
         dial,
-        error::ForwardRefused,
         forward::{Forward, Listener},
         handler::{Ended, Facts as ServerFacts},
         session::{HostKeys, Session, Unauthenticated},
@@ -191,18 +192,7 @@ impl Link {
         // Where no program can ask at a socket, it would only keep SDKs from files, which need none.
         let is_of_use = facts.fetches || link.ways.port.is_some();
         if transport == Transport::Unix || transport == Transport::Auto && is_of_use {
-            let path = format!("{}/s", directory.path());
-            match link.session.forward_streamlocal(&path).await {
-                Ok(forward) => {
-                    link.forwards.push(forward);
-                    link.ways.socket = Some(path);
-                }
-                Err(refused @ ForwardRefused::Denied { .. }) if transport == Transport::Unix => {
-                    return Err(Error::NoSocket { host: inputs.host(), source: refused });
-                }
-                Err(refused @ ForwardRefused::Denied { .. }) => debug!(%refused, "no unix socket"),
-                Err(broken) => return Err(Error::Ssh(broken.into())),
-            }
+            link.open_socket(inputs, directory.path(), transport == Transport::Unix).await?;
         }
         link.directory = Some(directory);
         link.ways.file = link.ways.port.is_none() && link.ways.socket.is_none();

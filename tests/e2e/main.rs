@@ -15,6 +15,7 @@
 
 mod aws_faults;
 mod background;
+mod bad_hosts;
 mod cases;
 mod commands;
 mod control;
