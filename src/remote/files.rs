@@ -515,10 +515,10 @@ mod tests {
                 let names: Vec<_> = wanted.iter().map(|wanted| wanted.profile.as_str()).collect();
                 assert_eq!(names, ["default", "corp", "other"]);
                 for wanted in &wanted {
-                    let port = if profiles == Profiles::Files { " /\n" } else { " 4144\n" };
+                    let port = profiles != Profiles::Files;
                     assert!(
                         wanted.section.contains("credential_process = /bin/sh /d/")
-                            && wanted.section.ends_with(port)
+                            && wanted.section.ends_with(" 4144\n") == port
                     );
                 }
             });
