@@ -53,6 +53,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("tokio_rustls", &["tls"], "who trusts whom on the endpoint is decided in one place"),
     ("webpki", &["tls"], "who trusts whom on the endpoint is decided in one place"),
     ("clap", &["cli"], "nothing below sees a flag"),
+    ("clap_complete", &["cli"], "nothing below sees a flag"),
 ];
 
 #[test]

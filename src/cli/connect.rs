@@ -3,10 +3,11 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Args, ValueEnum};
+use clap_complete::ArgValueCandidates;
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 
 use super::{
-    Output, background, chain, console,
+    Output, background, chain, completions, console,
     desk::{Desk, Why},
     failure::{Failure, Kind},
     host::HowToReach,
@@ -47,7 +48,7 @@ Examples:
 To undo: leave the shell, or end broker. Nothing stays on the host.")]
 pub(super) struct Arguments {
     /// The host, also as a URL (ssh://…), or an alias from ssh_config
-    #[arg(value_name = "[USER@]HOST[:PORT]", required = true, num_args = 1..)]
+    #[arg(value_name = "[USER@]HOST[:PORT]", required = true, num_args = 1.., add = ArgValueCandidates::new(completions::hosts))]
     hosts: Vec<String>,
 
     /// A command for the login shell of the host, as with ssh
@@ -55,7 +56,7 @@ pub(super) struct Arguments {
     command: Vec<String>,
 
     /// Profile from ~/.aws/config to serve; repeat for more, the first is the default role
-    #[arg(short, long = "profile", value_name = "NAME")]
+    #[arg(short, long = "profile", value_name = "NAME", add = ArgValueCandidates::new(completions::profiles))]
     profiles: Vec<String>,
 
     /// Port on the host; `auto` is 4144, or a port of your own where another user has that

@@ -3,10 +3,11 @@
 use std::{process::ExitCode, sync::Arc};
 
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 use serde_json::json;
 
 use super::{
-    Output,
+    Output, completions,
     failure::{Failure, Kind},
     host::{HowToReach, interrupted, visit},
     stop_signal,
@@ -33,7 +34,7 @@ use crate::{
 )]
 pub(super) struct Arguments {
     /// The host to look at: [USER@]HOST[:PORT], ssh://[USER@]HOST[:PORT], or an alias from ssh_config
-    #[arg(value_name = "[USER@]HOST[:PORT]")]
+    #[arg(value_name = "[USER@]HOST[:PORT]", add = ArgValueCandidates::new(completions::hosts))]
     host: Option<String>,
 
     /// Print one JSON object per check

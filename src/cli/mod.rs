@@ -10,6 +10,7 @@
 mod audit;
 mod background;
 mod clean;
+mod completions;
 mod connect;
 mod console;
 mod desk;
@@ -81,6 +82,7 @@ enum Command {
     Stop(steer::Stop),
     Refresh(steer::Refresh),
     SshConfig(Box<ssh_config::Arguments>),
+    Completions(completions::Arguments),
 }
 
 /// How we talk; the same for every command.
@@ -132,6 +134,9 @@ enum ColorArgument {
 /// Parses `arguments`, runs the command, says what went wrong, returns the exit code.
 pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(code) = completions::answer(&arguments) {
+        return code;
+    }
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(e) => return not_understood(&e, &arguments),
@@ -194,6 +199,7 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Deny(arguments) => steer::deny(&arguments, &environment, &terminal).await,
             Command::Revoke(arguments) => steer::revoke(&arguments, &environment, &terminal).await,
             Command::Stop(arguments) => steer::stop(&arguments, &environment, &terminal).await,
+            Command::Completions(arguments) => completions::run(&arguments, &terminal),
             Command::Refresh(arguments) => steer::refresh(&arguments, &environment, &terminal).await,
         }
     };

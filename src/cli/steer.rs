@@ -3,10 +3,11 @@
 use std::{process::ExitCode, sync::Arc};
 
 use clap::{Args, ValueEnum as _};
+use clap_complete::ArgValueCandidates;
 use serde_json::json;
 
 use super::{
-    Output,
+    Output, completions,
     connect::{ShellArgument, usage},
     failure::{Failure, Kind},
     identity::{Identity, Login},
@@ -31,7 +32,7 @@ use crate::{
 #[command(after_help = "Examples:\n  broker env bastion\n  broker env bastion --print-env json")]
 pub(super) struct Env {
     /// The host as you typed it at connect, where it leads, or the process id of the tunnel
-    #[arg(value_name = "HOST")]
+    #[arg(value_name = "HOST", add = ArgValueCandidates::new(completions::tunnels))]
     host: String,
 
     /// Language of the exports (default: the login shell of the host)
@@ -46,7 +47,7 @@ pub(super) struct Env {
 #[command(after_help = "Examples:\n  broker stop bastion\n  broker stop --all")]
 pub(super) struct Stop {
     /// The host as you typed it at connect, where it leads, or the process id of the tunnel
-    #[arg(value_name = "HOST", required_unless_present = "all")]
+    #[arg(value_name = "HOST", required_unless_present = "all", add = ArgValueCandidates::new(completions::tunnels))]
     host: Option<String>,
 
     /// End every tunnel of yours
@@ -61,7 +62,7 @@ pub(super) struct Stop {
 #[command(after_help = "Examples:\n  broker refresh\n  broker refresh bastion")]
 pub(super) struct Refresh {
     /// Only those of this tunnel: the host, or the process id
-    #[arg(value_name = "HOST")]
+    #[arg(value_name = "HOST", add = ArgValueCandidates::new(completions::tunnels))]
     host: Option<String>,
 }
 
@@ -76,11 +77,11 @@ pub(super) struct Refresh {
 )]
 pub(super) struct Revoke {
     /// The host as you typed it at connect, where it leads, or the process id of the tunnel
-    #[arg(value_name = "HOST")]
+    #[arg(value_name = "HOST", add = ArgValueCandidates::new(completions::tunnels))]
     host: String,
 
     /// Only this profile; without it every one that is served there
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "NAME", add = ArgValueCandidates::new(completions::profiles))]
     profile: Option<String>,
 }
 
@@ -92,11 +93,11 @@ pub(super) struct Revoke {
 #[command(after_help = "Examples:\n  broker grant bastion -p deploy")]
 pub(super) struct Grant {
     /// The host as you typed it at connect, where it leads, or the process id of the tunnel
-    #[arg(value_name = "HOST")]
+    #[arg(value_name = "HOST", add = ArgValueCandidates::new(completions::tunnels))]
     host: String,
 
     /// Profile from ~/.aws/config to serve
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "NAME", add = ArgValueCandidates::new(completions::profiles))]
     profile: String,
 
     /// Sign in with a code on another device instead of a browser here
@@ -128,11 +129,11 @@ pub(super) struct Deny {
 #[derive(Args, Debug)]
 struct Which {
     /// The host as you typed it at connect, where it leads, or the process id of the tunnel
-    #[arg(value_name = "HOST")]
+    #[arg(value_name = "HOST", add = ArgValueCandidates::new(completions::tunnels))]
     host: String,
 
     /// Only for this profile
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "NAME", add = ArgValueCandidates::new(completions::profiles))]
     profile: Option<String>,
 
     /// Only for this user of the host

@@ -558,3 +558,49 @@ fn stopped_before_it_is_up_it_ends_as_well() {
     world.wait_for_clean_host();
     world.assert_clean();
 }
+
+#[test]
+fn shells_complete_commands_hosts_and_profiles() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let tunnel = world.tunnel(&["-p", "dev"]);
+    let directory = crate::support::program().parent().unwrap().display().to_string();
+    let complete = |world: &mut World, shell: &str, script: &str| {
+        let mut command = world.laptop.command(shell);
+        command.args(["-c", script]).env("PATH", format!("{directory}:/usr/bin:/bin"));
+        let output = world.run(command).success();
+        assert_eq!(output.stderr(), "", "{shell}");
+        output.stdout().split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for (words, wanted, unwanted) in [
+        ("broker re", &["refresh", "revoke"][..], "status"),
+        ("broker stop ", &[BASTION], "dev"),
+        ("broker connect b", &[BASTION], "dev"),
+        ("broker connect bastion -p ", &["dev", "audit"], BASTION),
+        ("broker env bastion --print-env po", &["powershell"], "sh"),
+    ] {
+        let fish = format!("broker completions fish | source; complete -C '{words}'");
+        let bash = format!(
+            "source <(broker completions bash)\n\
+             read -r _ _ function _ < <(complete -p broker | sed 's/.* -F/x -F/')\n\
+             IFS=' ' read -ra COMP_WORDS <<< '{words}'; [[ '{words}' != *' ' ]] || COMP_WORDS+=('')\n\
+             COMP_LINE='{words}' COMP_POINT={} COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) COMP_TYPE=9\n\
+             \"$function\" broker \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\" && printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            words.len()
+        );
+        for (shell, script) in [("fish", fish), ("bash", bash)] {
+            let found = complete(&mut world, shell, &script);
+            for wanted in wanted {
+                assert!(found.iter().any(|word| word == wanted), "{shell}: {words}: {found:?}");
+            }
+            assert!(!found.iter().any(|word| word == unwanted), "{shell}: {words}: {found:?}");
+        }
+    }
+    let zsh =
+        "autoload -Uz compinit && compinit -D && source <(broker completions zsh) && print $_comps[broker]";
+    assert_eq!(complete(&mut world, "zsh", zsh).len(), 1);
+    assert_eq!(tunnel.stop(&mut world).code, Some(130));
+    world.assert_clean();
+}

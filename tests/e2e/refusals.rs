@@ -175,7 +175,7 @@ pub(crate) fn all<T>(cases: impl IntoIterator<Item = T>, mut run: impl FnMut(T))
     assert_eq!(failed, 0, "cases failed");
 }
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "connect",
     "login",
     "logout",
@@ -183,6 +183,7 @@ const COMMANDS: [&str; 15] = [
     "clean",
     "doctor",
     "ssh-config",
+    "completions",
     "status",
     "env",
     "grant",
@@ -191,6 +192,8 @@ const COMMANDS: [&str; 15] = [
     "revoke",
     "stop",
     "refresh",
+    "ssh-config",
+    "completions",
 ];
 
 /// The help of `broker` and of every command.

@@ -7,6 +7,7 @@
 //! What we cannot do is never read as something else: a `Match` criterion that nobody knows makes its block not
 //! apply, with a warning; a keyword without which we would reach the wrong place is an error.
 
+mod aliases;
 mod canonical;
 mod criteria;
 mod destination;
@@ -34,6 +35,7 @@ use self::{
 };
 use super::target::{AddressFamily, Identities, KnownHostsFiles, StrictHostKeyChecking, Target};
 use crate::private_fs;
+pub(crate) use aliases::aliases;
 
 /// How long dialling may take where `ConnectTimeout` says nothing: OpenSSH waits for the kernel, two minutes and
 /// more, which looks like a hang to whoever mistyped a name.
