@@ -226,13 +226,17 @@ fn without_a_place_for_the_socket_the_tunnel_works_and_says_so() {
     // Neither place that a user without a session has.
     let name = nix::unistd::gethostname().unwrap().into_string().unwrap();
     let run = world.laptop.write(format!(".local/state/broker/run-{name}"), "", 0o600);
-    let shared = PathBuf::from(format!("/tmp/.broker-control-{}", world.laptop.user().uid));
-    let _taken = std::fs::File::create(&shared);
+    let User { uid, gid, .. } = *world.laptop.user();
+    let shared = PathBuf::from(format!("/tmp/.broker-control-{uid}"));
+    // Other tests may be using it: what is in its way is there for this one alone.
+    std::fs::create_dir_all(&shared).unwrap();
+    std::os::unix::fs::chown(&shared, Some(uid), Some(gid)).unwrap();
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let mut mount = std::process::Command::new("mount");
+    assert!(mount.args(["-t", "tmpfs", "none"]).arg(&shared).status().unwrap().success());
     let tunnel = world.tunnel(&["-p", "dev"]);
     let said = tunnel.process.text(Stream::Stderr);
-    let removed = std::fs::remove_file(&shared);
     assert!(said.contains("will not find this tunnel") && said.contains(run.to_str().unwrap()), "{said}");
-    removed.unwrap();
     assert_eq!(ask(&mut world, &tunnel, "", &tunnel.token()).status(), 200);
     assert_eq!(tunnel.stop(&mut world).code, Some(130));
     world.assert_clean();
