@@ -192,8 +192,6 @@ const COMMANDS: [&str; 16] = [
     "revoke",
     "stop",
     "refresh",
-    "ssh-config",
-    "completions",
 ];
 
 /// The help of `broker` and of every command.
