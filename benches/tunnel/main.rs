@@ -52,6 +52,8 @@ struct Extent {
     /// Requests of 1, 10 and 100 clients.
     fetches: [usize; 3],
     boto3: usize,
+    /// Times that a program is started to fetch.
+    processes: usize,
     /// Requests of one tunnel, after which its memory is looked at again.
     many: usize,
     idle: Duration,
@@ -63,6 +65,7 @@ const FULL: Extent = Extent {
     connects: 8,
     fetches: [200, 1000, 1500],
     boto3: 50,
+    processes: 40,
     many: 20_000,
     idle: Duration::from_secs(10),
     starts: 20,
@@ -73,6 +76,7 @@ const QUICK: Extent = Extent {
     connects: 2,
     fetches: [100, 300, 500],
     boto3: 10,
+    processes: 10,
     many: 2000,
     idle: Duration::from_secs(2),
     starts: 5,
@@ -203,6 +207,10 @@ fn measure_round(world: &World, python: &Path, extent: &Extent, round: usize, fi
             figures.fetched(*variant, clients, requests, &found, spent);
         }
     }
+    let (_, ours) = tunnels.iter().find(|(variant, _)| *variant == Variant::Broker).unwrap();
+    let (bare, process) = at_the_socket(world, ours, extent.processes);
+    figures.add(Row::Bare, Variant::Broker, bare);
+    figures.add(Row::Process, Variant::Broker, process);
     for (variant, tunnel) in &tunnels {
         figures.add(Row::Boto3, *variant, boto3(world, python, tunnel, extent.boto3) / 1e3);
     }
@@ -307,6 +315,39 @@ fn boto3(world: &World, python: &Path, tunnel: &Tunnel, count: usize) -> f64 {
     let output = world.host.run(command).success();
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     found["p50_us"].as_f64().unwrap()
+}
+
+/// Returns the medians, in milliseconds, of a bare request with curl at the tunnel's socket and of what
+/// `credential_process` runs there, taken in turns.
+fn at_the_socket(world: &World, tunnel: &Tunnel, count: usize) -> (f64, f64) {
+    let directory = tunnel.endpoint.token_file.parent().unwrap();
+    let config = std::fs::read_to_string(directory.join("config")).expect("our configuration lies there");
+    let line = config.lines().find_map(|line| line.strip_prefix("credential_process = "));
+    let line = line.expect("the default profile asks at the socket");
+    let token = std::fs::read_to_string(&tunnel.endpoint.token_file).unwrap();
+    let header = directory.join("bench-header");
+    std::fs::write(&header, format!("header = \"Authorization: {token}\"\n")).unwrap();
+    std::fs::set_permissions(&header, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..count {
+        let mut bare = world.host.command("curl");
+        bare.args(["-q", "-s", "--noproxy", "*", "--unix-socket"]).arg(directory.join("s"));
+        bare.arg("-K").arg(&header).arg("http://broker/");
+        // As SDKs do: without a shell, and the line has no quotes.
+        let mut words = line.split(' ');
+        let mut process = world.host.command(words.next().unwrap());
+        process.args(words);
+        for (mut command, times) in [bare, process].into_iter().zip(&mut times) {
+            let started = Instant::now();
+            let output = command.output().unwrap();
+            times.push(started.elapsed().as_secs_f64() * 1e3);
+            let answer: Value = serde_json::from_slice(&output.stdout).expect("credentials");
+            assert_eq!(answer["AccessKeyId"], tunnel.endpoint.marker.as_str());
+        }
+    }
+    std::fs::remove_file(header).unwrap();
+    let [bare, process] = times.map(median);
+    (bare, process)
 }
 
 /// Returns the Python that `tests/run` has put boto3 into.

@@ -26,6 +26,8 @@ pub(crate) enum Row {
     Body,
     Errors,
     Boto3,
+    Bare,
+    Process,
     IdleMemory,
     IdleShare,
     LaterMemory,
@@ -54,6 +56,8 @@ impl Row {
             Self::Body => "body of an answer, bytes".to_owned(),
             Self::Errors => "failed requests".to_owned(),
             Self::Boto3 => "boto3's own fetch: p50, ms".to_owned(),
+            Self::Bare => "bare `curl --unix-socket`, ms".to_owned(),
+            Self::Process => "`credential_process` at the socket, ms".to_owned(),
             Self::IdleMemory => "resident when idle, MB".to_owned(),
             Self::IdleShare => "resident when idle, shared pages in parts, MB".to_owned(),
             Self::LaterMemory => "resident after many requests, MB".to_owned(),
@@ -169,6 +173,10 @@ impl Figures {
             ..at_most(what, self.ratio(row, other, 0.0), limit, "x")
         };
         let own = |what, row, limit, unit| at_most(what, self.value(row, Variant::Broker), limit, unit);
+        let beyond = |what, row, other, less, limit| {
+            let rounds = self.all(row, Variant::Broker).iter().zip(self.all(other, less));
+            at_most(what, median(rounds.map(|(own, other)| own - other).collect()), limit, " ms")
+        };
         let own_request = |what, row, limit| Gate {
             judged: (self.value(row, Variant::Broker) - allowance).max(0.0),
             ..own(what, row, limit, " ms")
@@ -206,6 +214,27 @@ impl Figures {
                 Row::RequestCpu(100),
                 Variant::Ssh,
                 0.6,
+            ),
+            beyond(
+                "uid check, 1 client, p50: beyond the same fetch without it",
+                Row::P50(1),
+                Row::P50(1),
+                Variant::Unchecked,
+                allowance,
+            ),
+            beyond(
+                "uid check, 10 clients, p50: beyond the same fetch without it",
+                Row::P50(10),
+                Row::P50(10),
+                Variant::Unchecked,
+                allowance,
+            ),
+            beyond(
+                "`credential_process`, beyond a bare `curl --unix-socket`",
+                Row::Process,
+                Row::Bare,
+                Variant::Broker,
+                15.0,
             ),
             ratio("resident when idle, to `ssh -N -R`", Row::IdleMemory, Variant::Ssh, 0.85),
             own("resident when idle", Row::IdleMemory, 12.0, " MB"),

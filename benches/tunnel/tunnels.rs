@@ -41,6 +41,8 @@ pub(crate) enum Variant {
     /// The server alone, asked over loopback: the limit of what is possible.
     Direct,
     Broker,
+    /// `broker` on a host that does not tell whose a connection is, told to trust all its users: all but the uid check.
+    Unchecked,
     /// `ssh -N -R` and the server.
     Ssh,
     /// `ssh -R` with a command that runs, which turns Nagle's algorithm off in sshd, and the server.
@@ -50,17 +52,19 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Direct, Self::Broker, Self::Ssh, Self::SshSession, Self::SshOwnKex];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Direct, Self::Broker, Self::Unchecked, Self::Ssh, Self::SshSession, Self::SshOwnKex];
     /// Those that connect.
     pub(crate) const CONNECTS: [Self; 4] = [Self::Broker, Self::Ssh, Self::SshSession, Self::SshOwnKex];
     /// Those that answer.
-    pub(crate) const ANSWERS: [Self; 4] = [Self::Direct, Self::Broker, Self::Ssh, Self::SshSession];
+    pub(crate) const ANSWERS: [Self; 5] =
+        [Self::Direct, Self::Broker, Self::Unchecked, Self::Ssh, Self::SshSession];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Broker => "broker",
+            Self::Unchecked => "broker, no uid check",
             Self::Ssh => "ssh -N -R",
             Self::SshSession => "ssh -R + session",
             Self::SshOwnKex => "ssh -N -R, own kex",
@@ -78,7 +82,7 @@ pub(crate) struct World {
     place: TempDir,
     broker: PathBuf,
     // Only to be dropped last: sessions of the tunnels run in them.
-    _servers: [Sshd; 2],
+    _servers: [Sshd; 3],
 }
 
 impl World {
@@ -91,8 +95,9 @@ impl World {
 
         let user = User::host();
         let options = || SshdOptions::new(user.clone()).config(format!("Ciphers {CIPHER}"));
-        let servers = [Sshd::start(options().config(format!("KexAlgorithms {KEX}"))), Sshd::start(options())];
-        for (alias, sshd) in ["host", "host-own-kex"].into_iter().zip(&servers) {
+        let same_kex = || options().config(format!("KexAlgorithms {KEX}"));
+        let servers = [same_kex(), options(), same_kex().without_proc_net()].map(Sshd::start);
+        for (alias, sshd) in ["host", "host-own-kex", "host-unchecked"].into_iter().zip(&servers) {
             laptop.add_host(&Host {
                 alias: alias.to_owned(),
                 port: sshd.port(),
@@ -179,28 +184,23 @@ pub(crate) struct Tunnel {
 impl Tunnel {
     pub(crate) fn open(world: &World, variant: Variant) -> Self {
         match variant {
-            Variant::Broker => Self::broker(world),
+            Variant::Broker | Variant::Unchecked => Self::broker(world, variant),
             Variant::Direct | Variant::Ssh | Variant::SshSession | Variant::SshOwnKex => {
                 Self::peer(world, variant)
             }
         }
     }
 
-    fn broker(world: &World) -> Self {
+    fn broker(world: &World, variant: Variant) -> Self {
         let port = free_port();
         let mut command = world.broker();
-        command.args([
-            "connect",
-            "host",
-            "-N",
-            "-p",
-            "bench",
-            "--batch",
-            "--print-env",
-            "sh",
-            "-R",
-            &port.to_string(),
-        ]);
+        let unchecked = variant == Variant::Unchecked;
+        if unchecked {
+            command.args(["connect", "host-unchecked", "--trust-host-users", "--transport", "tcp"]);
+        } else {
+            command.args(["connect", "host"]);
+        }
+        command.args(["-N", "-p", "bench", "--batch", "--print-env", "sh", "-R", &port.to_string()]);
         command.arg("-F").arg(world.laptop.join(".ssh/config"));
         let started = Instant::now();
         let mut broker = Process::spawn(command);
@@ -214,13 +214,16 @@ impl Tunnel {
         };
         let uri = exported(&mut broker, "AWS_CONTAINER_CREDENTIALS_FULL_URI=");
         let token_file = exported(&mut broker, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=");
+        if unchecked {
+            broker.wait_for_line(Stream::Stderr, "(--trust-host-users)", READY_TIMEOUT);
+        }
         let ready = started.elapsed();
         let spent = measure::processor_time(&[broker.pid()]);
         let path =
             uri.strip_prefix(&format!("http://127.0.0.1:{port}")).expect("the port that was asked for");
         Self {
             endpoint: Endpoint {
-                variant: Variant::Broker,
+                variant,
                 port,
                 path: path.to_owned(),
                 token_file: token_file.into(),
@@ -264,7 +267,9 @@ impl Tunnel {
         match variant {
             Variant::SshSession => command.args(["host", "cat"]),
             Variant::SshOwnKex => command.args(["-N", "host-own-kex"]),
-            Variant::Direct | Variant::Broker | Variant::Ssh => command.args(["-N", "host"]),
+            Variant::Direct | Variant::Broker | Variant::Unchecked | Variant::Ssh => {
+                command.args(["-N", "host"])
+            }
         };
         let started = Instant::now();
         let mut ssh = Process::spawn(command);
