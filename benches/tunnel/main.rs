@@ -327,7 +327,7 @@ fn at_the_socket(world: &World, tunnel: &Tunnel, count: usize) -> (f64, f64) {
     let token = std::fs::read_to_string(&tunnel.endpoint.token_file).unwrap();
     let header = directory.join("bench-header");
     std::fs::write(&header, format!("header = \"Authorization: {token}\"\n")).unwrap();
-    std::fs::set_permissions(&header, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::set_permissions(&header, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..count {
         let mut bare = world.host.command("curl");

@@ -574,6 +574,7 @@ pub(super) fn tunnel_failure(error: tunnel::Error) -> Failure {
         | tunnel::Error::NothingRuns { .. }
         | tunnel::Error::NoSftp { .. }
         | tunnel::Error::CannotCheckCallers { .. }
+        | tunnel::Error::TokenTravels { .. }
         | tunnel::Error::Listener { .. }
         | tunnel::Error::NoSocket { .. }
         | tunnel::Error::NameElsewhere { .. }

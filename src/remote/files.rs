@@ -54,6 +54,28 @@ pub(crate) struct Layout<'a> {
     pub(crate) tls: Option<Tls<'a>>,
     /// Our directory as programs on the host reach it from their `$HOME`, where its path is not known.
     pub(crate) below_home: Option<&'a str>,
+    /// Who else may give our directory's name to something of theirs, or read it from elsewhere.
+    pub(crate) reach: Reach<'a>,
+}
+
+/// Where our directory's name leads for somebody who only has our environment or configuration.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Reach<'a> {
+    /// To our directory or to nothing.
+    Ours,
+    /// When ours is gone, or on another machine, to whatever another user put there.
+    Anybodys,
+    /// To our directory from other machines too, whose port may be another user's.
+    Shared(Machine<'a>),
+}
+
+/// What tells a machine from others that share its home directories.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Machine<'a> {
+    /// `uname -n`.
+    pub(crate) host: &'a str,
+    /// Linux's boot id, or nothing.
+    pub(crate) boot: &'a str,
 }
 
 /// What the host has to know of the certificate at the port.
@@ -104,8 +126,10 @@ impl Layout<'_> {
         let path = |name: &str| format!("{directory}/{name}");
         let token = path(token_file(self.default.profile).as_str());
         let (config, credentials) = (path(CONFIG), path(CREDENTIALS));
+        // A token that lies where other machines see it must not be sent to what listens on that port there.
+        let port = self.port.filter(|_| !matches!(self.reach, Reach::Shared(_)));
         Environment::new(Settings {
-            endpoint: self.port.map(|port| {
+            endpoint: port.map(|port| {
                 let url = url(port, self.tls.map(|tls| tls.host));
                 let token = if self.token_in_environment {
                     Token::Environment(self.default.token.clone())
@@ -130,12 +154,15 @@ impl Layout<'_> {
             text(CREDENTIALS, String::new()),
             text(SHELL_SH, shell_sh(directory)),
         ];
-        match self.profiles {
-            Profiles::Port | Profiles::Socket => {
-                files.push(text(CREDENTIAL_PROCESS_SH, SOCKET_SCRIPT.to_owned()))
-            }
-            Profiles::Files => files.push(text(CREDENTIAL_PROCESS_SH, FILE_SCRIPT.to_owned())),
-        }
+        let script = match self.profiles {
+            Profiles::Port | Profiles::Socket => SOCKET_SCRIPT,
+            Profiles::Files => FILE_SCRIPT,
+        };
+        let script = match self.reach {
+            Reach::Shared(machine) => machine.only() + script,
+            Reach::Ours | Reach::Anybodys => script.to_owned(),
+        };
+        files.push(text(CREDENTIAL_PROCESS_SH, script));
         if let Some(tls) = self.tls {
             let trusted = tls.trusted.map(|trusted| trusted.name);
             files.extend(std::iter::once(CA).chain(trusted).map(|name| text(name, tls.anchors.to_owned())));
@@ -170,11 +197,11 @@ impl Layout<'_> {
     fn config(&self, directory: &str) -> String {
         let mut config = String::from("# Made by broker; removed when it ends.\n");
         for (name, grant, default) in self.profiles() {
-            let process = if default && self.profiles == Profiles::Port && self.tls.is_none() {
-                None
-            } else {
-                Some(self.process(directory, grant, default))
-            };
+            let container = default
+                && self.profiles == Profiles::Port
+                && self.tls.is_none()
+                && !matches!(self.reach, Reach::Shared(_));
+            let process = (!container).then(|| self.process(directory, grant, default, false));
             section(&mut config, &header(name), grant, process);
         }
         config
@@ -184,7 +211,8 @@ impl Layout<'_> {
     pub(crate) fn sections(&self, directory: &str) -> Vec<Wanted> {
         let wanted = |(name, grant, default): (&str, &Grant<'_>, bool)| {
             let mut text = String::new();
-            section(&mut text, &header(name), grant, Some(self.process(directory, grant, default)));
+            let process = self.process(directory, grant, default, self.reach == Reach::Anybodys);
+            section(&mut text, &header(name), grant, Some(process));
             Wanted { profile: name.to_owned(), section: text }
         };
         self.profiles().map(wanted).collect()
@@ -206,7 +234,9 @@ impl Layout<'_> {
     }
 
     /// Returns the `credential_process` of a grant: words for SDKs that split them, a line for those that run a shell.
-    fn process(&self, directory: &str, grant: &Grant<'_>, default: bool) -> String {
+    ///
+    /// `outlives`: it stays in force when our directory is gone, and must not run what another user puts there then.
+    fn process(&self, directory: &str, grant: &Grant<'_>, default: bool, outlives: bool) -> String {
         let path = if default { "/".to_owned() } else { format!("/slot/{}", percent_encoded(grant.profile)) };
         let profile = encoded(grant.profile);
         let port = match (self.profiles, self.port) {
@@ -217,6 +247,12 @@ impl Layout<'_> {
             _ => String::new(),
         };
         match self.below_home {
+            // Once inside, a directory that is ours stays ours, whatever its name leads to.
+            None if outlives => format!(
+                "/bin/sh -c 'cd {directory} 2>/dev/null && [ -O . ] && \
+                 exec /bin/sh ./{CREDENTIAL_PROCESS_SH} {directory} {profile} {path}{port}; \
+                 echo \"broker: there is no tunnel here; run broker connect\" >&2; exit 1'"
+            ),
             None => format!("/bin/sh {directory}/{CREDENTIAL_PROCESS_SH} {directory} {profile} {path}{port}"),
             // For SDKs that split words as a shell does, and for those that run one.
             Some(below) => format!(
@@ -233,6 +269,24 @@ pub(crate) fn url(port: u16, tls: Option<&str>) -> String {
         Some(name) => format!("https://{name}:{port}/"),
     }
 }
+
+impl Machine<'_> {
+    /// Returns the beginning of a script that goes on on this machine only.
+    fn only(&self) -> String {
+        let (machine, host) = (quoted(&format!("{}/{}", self.host, self.boot)), quoted(self.host));
+        format!(
+            "# The home directory is all that we may write here, and other machines may see it.\n\
+             m=\n\
+             [ ! -r {BOOT_ID} ] || IFS= read -r m < {BOOT_ID}\n\
+             if [ \"$(uname -n)/$m\" != {machine} ]; then\n  \
+               echo \"broker: the tunnel ends on\" {host}\", and this is another machine\" >&2\n  \
+               exit 1\n\
+             fi\n"
+        )
+    }
+}
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 fn section(config: &mut String, header: &str, grant: &Grant<'_>, process: Option<String>) {
     put(config, format_args!("[{header}]\n"));
@@ -406,6 +460,7 @@ mod tests {
             tls: None,
             command,
             below_home: None,
+            reach: Reach::Ours,
         })
     }
 

@@ -226,6 +226,8 @@ pub(crate) struct Facts {
     pub(crate) shows_sockets: bool,
     /// Whether there is a program that `credential_process` can ask us with.
     pub(crate) fetches: bool,
+    /// The command that hands jobs, and our environment with them, to other machines, if there is one.
+    pub(crate) scheduler: Option<String>,
     /// Files in `~/.aws/sso/cache` that hold a token of IAM Identity Center.
     pub(crate) token_caches: Vec<String>,
 }
@@ -371,6 +373,7 @@ impl Facts {
             parent: Parent { pid: pid.parse().map_err(|_| INCOMPLETE)?, started: started.parse().ok() },
             shows_sockets: fact("sockets") == Some("yes"),
             fetches: fact("fetcher").is_some(),
+            scheduler: text("scheduler"),
             token_caches: rows.iter().filter_map(|row| row.strip_prefix("cache ")).map(one_line).collect(),
         })
     }

@@ -14,6 +14,7 @@ N="$a$b";
 D=;
 B=;
 K=;
+X=;
 W=;
 n=0;
 U=$(id -u);
@@ -67,6 +68,7 @@ arm() {
 leave() {
   wipe;
   [ -z "$K" ] || rm -f "$K";
+  release;
   [ -z "$W" ] || kill "$W";
   exit "$1";
 };
@@ -130,26 +132,37 @@ take() {
 };
 
 # The first place that will do for directory $1; its kind is left in e. A usual one is passed over where a socket
-# in it would have a longer path than every system takes.
+# in it would have a longer path than every system takes. Where jobs take our environment to other machines (H), no
+# name is used that another user could give to something of theirs there.
 place() {
-  for e in runtime run shm tmp; do
+  for e in runtime run ${H:+home} shm tmp made home; do
     case $e in
       (runtime) p=$XDG_RUNTIME_DIR;;
       (run) p=/run/user/$U;;
       (shm) p=/dev/shm;;
+      (made) fresh "$1" && return 0; continue;;
+      (home) at_home "$1" && return 0; continue;;
       (tmp) p=/tmp;;
     esac;
     p=${p%/};
     t=$p/broker-$U/$1/s;
     [ ${#t} -le 103 ] && safe "$p" && take "$p/broker-$U" "$1" && return 0;
   done;
-  e=made;
+  return 1;
+};
+
+# Directory $1 in one of a random name, where another user has ours.
+fresh() {
   for p in /dev/shm /tmp; do
     if safe "$p"; then
       p=$(mktemp -d "$p/broker-$U.XXXXXX") && take "$p" "$1" && return 0;
     fi;
   done;
-  e=home;
+  return 1;
+};
+
+# Directory $1 in the home, which other machines may share.
+at_home() {
   p=$HOME/.cache;
   [ -d "$p" ] || mkdir "$p";
   i=;
@@ -268,6 +281,25 @@ same() {
   fi;
 };
 
+# Holds file f against other tunnels, also of another machine that shares the home: two changes at once would undo each
+# other. A change takes a few milliseconds, so a lock that stays was left by a helper that was killed.
+hold() {
+  [ -n "$f" ] && [ -w "${f%/*}" ] || return 0;
+  X=${f%/*}/.broker-lock;
+  for i in 1 2 3 4 5 6 7; do
+    ln -s "$N" "$X" && return 0;
+    sleep 0.05;
+  done;
+  rm -f "$X";
+  ln -s "$N" "$X";
+};
+
+# Lets go of what hold took.
+release() {
+  [ -n "$X" ] && [ "$(readlink "$X")" = "$N" ] && rm -f "$X";
+  X=;
+};
+
 # That there is no file f, and whether there is `~/.aws`.
 absent() {
   if [ -d "$HOME/.aws" ]; then
@@ -286,6 +318,7 @@ litter() {
     kill -0 "${i##*.}" || rm -f "$i";
   done;
   set -f;
+  [ -h "${f%/*}/.broker-lock" ] && rm -f "${f%/*}/.broker-lock";
 };
 
 # Whether our directory is still what we made: whoever may rename it may put a link there.
@@ -317,6 +350,11 @@ temporary() {
   fi;
 };
 
+H=;
+for i in condor_submit bsub qsub sbatch; do
+  command -v "$i" >/dev/null && H=$i;
+done;
+[ -n "$H" ] || [ ! -d /etc/slurm ] || H=sbatch;
 say row uid "$U";
 set -- $(uname -sn);
 say row system "$1";
@@ -326,6 +364,7 @@ say row home "$HOME";
 i=;
 IFS= read -r i < /proc/sys/kernel/random/boot_id;
 say row boot "$i";
+[ -z "$H" ] || say row scheduler "$H";
 i=;
 IFS= read -r i < "/proc/$PPID/stat";
 set -- ${i##*")"};
@@ -480,11 +519,12 @@ while IFS= read -r l; do
       if ! meant "$3"; then
         f=;
       elif [ -e "$f" ]; then
+        hold;
         K=$f.broker.$$;
         [ -w "$f" ] && cp -p "$f" "$K" && r=$K;
       elif [ ! -h "$f" ]; then
         K=$f.broker.$$;
-        mkdir -p "${f%/*}" && true > "$K" && r=$K;
+        mkdir -p "${f%/*}" && hold && true > "$K" && r=$K;
       fi;
       {
         [ "$6" = 0 ] || dd if="$f" bs="$6" count=1;
@@ -507,14 +547,20 @@ while IFS= read -r l; do
         fi;
       fi;
       [ -z "$K" ] || rm -f "$K";
-      K=;;
+      K=;
+      release;;
     (discard)
-      if ! meant "$3" || ! same "$4" "$5"; then
+      meant "$3" || f=;
+      hold;
+      if [ -z "$f" ] || ! same "$4" "$5"; then
+        release;
         say no changed;
       elif rm -f "$f"; then
+        release;
         [ "$6" = directory ] && rmdir "$HOME/.aws";
         absent;
       else
+        release;
         say no write;
       fi;;
     (survey)

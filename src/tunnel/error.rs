@@ -43,6 +43,11 @@ pub(crate) enum Error {
         "{host} ({system}) does not show who owns a connection, so another user there could use your credentials unnoticed"
     )]
     CannotCheckCallers { host: String, system: String },
+    #[error(
+        "jobs of `{scheduler}` would take the token (`--token env`) from {host} to other machines, where it is all that \
+         another user needs (`--trust-host-users`)"
+    )]
+    TokenTravels { host: String, scheduler: String },
     #[error("port {port} of {host} is not ours alone")]
     Listener {
         host: String,
@@ -89,6 +94,7 @@ impl Error {
             Self::CannotCheckCallers { .. } => {
                 Some("if you trust every user of that host, pass `--trust-host-users`".to_owned())
             }
+            Self::TokenTravels { .. } => Some("leave out one of the two".to_owned()),
             Self::Listener { problem, .. } => problem.hint(),
             Self::NameElsewhere { name, .. } => Some(format!(
                 "let it lead to 127.0.0.1 alone there, by a line `127.0.0.1 {name}` in /etc/hosts; or pass `--tls auto`"

@@ -21,6 +21,7 @@ use super::{
     reraise,
     role_files::{self, Written},
     start_helper::start_helper,
+    travels,
 };
 use crate::{
     creds::grant::Grants,
@@ -176,6 +177,7 @@ impl Link {
             }
             Err(error) => return Err(error),
         };
+        travels::check(inputs, &facts)?;
         let mut link = Self::new(session, Hands::Helper(helper.clone()), Some(facts.clone()), tasks);
         link.ask_login_shell(inputs);
         let without_port = match forward {

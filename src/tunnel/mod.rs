@@ -11,6 +11,7 @@ mod options;
 mod role_files;
 mod start_helper;
 mod steering;
+mod travels;
 mod trust;
 mod visit;
 mod watch;

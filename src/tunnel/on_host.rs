@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Event, Inputs, TokenPlace, link::Link, role_files, steering::Placed, trust};
+use super::{Event, Inputs, TokenPlace, link::Link, role_files, steering::Placed, travels, trust};
 use crate::{
     names::ProfileName,
     remote::{
@@ -11,7 +11,7 @@ use crate::{
         files::{self, Layout},
         helper,
         home::HomeFile,
-        install::{self, Hands, Installed, Place},
+        install::{self, Hands, Installed},
         managed::{self, Managed},
         shadow::{self, Shadow, Variable},
     },
@@ -34,24 +34,8 @@ pub(super) struct Exports {
 /// Puts our files on the host.
 pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost, install::Error> {
     let Some(directory) = link.directory.take() else { return Err(helper::Error::NoPlace.into()) };
-    match directory.place() {
-        Place::Home => inputs.observe(Event::Warning {
-            message: format!(
-                "nothing but the home directory can be written on {}, so the {} in `{}`",
-                inputs.host(),
-                if link.ways.file { "credentials lie" } else { "token lies" },
-                directory.path()
-            ),
-        }),
-        Place::Random => inputs.observe(Event::Warning {
-            message: format!(
-                "another user of {} holds our usual directory; this time it is `{}`",
-                inputs.host(),
-                directory.path()
-            ),
-        }),
-        Place::Runtime | Place::SharedMemory | Place::Temporary => {}
-    }
+    let place = directory.place();
+    travels::tell(inputs, link.facts.as_ref(), place, directory.path(), link.ways.file);
     if let Some(below) = directory.below_home() {
         inputs.observe(Event::Warning {
             message: format!(
@@ -100,6 +84,7 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
         tls: trust::of(inputs.tls.as_deref(), &link.trust),
         command: inputs.command.as_deref(),
         below_home: below_home.as_deref(),
+        reach: travels::reach(place, link.facts.as_ref()),
     };
     let environment = layout.environment(directory.path());
     let files = layout.files(directory.path());
@@ -137,6 +122,8 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
         files: Arc::downgrade(&installed),
         directory: installed.path().to_owned(),
         below_home,
+        place,
+        facts: link.facts.clone(),
         port: link.ways.port,
         profiles,
         alias: alias.filter(|_| !keep_config),

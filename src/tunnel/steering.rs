@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use zeroize::Zeroizing;
 
-use super::{TokenPlace, role_files, trust};
+use super::{TokenPlace, role_files, travels, trust};
 use crate::{
     creds::grant::Grants,
     names::ProfileName,
     remote::{
         exports::Shell,
         files::{self, Layout, Profiles, role_file, token_file},
-        install::{self, Content, File, Installed},
+        helper::Facts,
+        install::{self, Content, File, Installed, Place},
         trust::Trust,
     },
     tls::Identity,
@@ -31,6 +32,9 @@ pub(super) struct Placed {
     pub(super) files: Weak<Installed>,
     pub(super) directory: String,
     pub(super) below_home: Option<String>,
+    pub(super) place: Place,
+    /// What the host said about itself, where a helper could ask it.
+    pub(super) facts: Option<Facts>,
     pub(super) port: Option<u16>,
     pub(super) profiles: Profiles,
     pub(super) alias: Option<ProfileName>,
@@ -154,6 +158,7 @@ impl Placed {
             tls: trust::of(self.tls.as_deref(), &self.trust),
             command: None,
             below_home: self.below_home.as_deref(),
+            reach: travels::reach(self.place, self.facts.as_ref()),
         };
         Some(make(&layout))
     }

@@ -28,6 +28,8 @@ mod limits;
 mod load;
 mod matrix;
 mod neighbours;
+mod no_proc;
+mod nodes;
 mod recipes;
 mod refusals;
 mod sdks;

@@ -1,5 +1,7 @@
 //! Other users of the host, and other tunnels to it: who gets nothing, and who is not disturbed.
 
+use std::process::Command;
+
 use sandbox::{
     home::{Process, Stream},
     users::User,
@@ -22,14 +24,18 @@ while True:
 
 /// Another user listens there until the end of the test.
 fn squat(world: &World, user: &User, address: &str, port: u16) -> Process {
-    let listener = world.as_user(user, "python3", &["-c", SQUATTER, address, &port.to_string()]);
-    let mut squatter = world.laptop.spawn(listener);
+    squat_with(world, |line| world.as_user(user, line[0], &line[1..]), address, port)
+}
+
+/// The same by a program that `start` makes of its command line.
+pub fn squat_with(world: &World, start: impl Fn(&[&str]) -> Command, address: &str, port: u16) -> Process {
+    let mut squatter = world.laptop.spawn(start(&["python3", "-c", SQUATTER, address, &port.to_string()]));
     squatter.wait_for_line(Stream::Stdout, "listening", PATIENCE);
     squatter
 }
 
 #[track_caller]
-fn assert_nobody_came(squatter: &Process) {
+pub fn assert_nobody_came(squatter: &Process) {
     assert_eq!(squatter.text(Stream::Stdout), "listening\n");
 }
 

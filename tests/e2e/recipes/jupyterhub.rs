@@ -110,7 +110,7 @@ fn a_kernel_of_jupyterhub_reads_a_bucket_while_we_are_connected_and_not_after() 
         if world.left_on_host().is_empty() { Ok(()) } else { Err(format!("{:?}", world.left_on_host())) }
     });
     let killed = notebook.cell(READ).unwrap_err();
-    assert!(killed.contains("run-broker-connect-if-this-is-missing"), "{killed}");
+    assert!(killed.contains("there is no tunnel here; run broker connect"), "{killed}");
     let tunnel = world.tunnel(&["-p", "dev", "--install-profiles"]);
     assert!(notebook.cell(READ).is_ok());
     let output = tunnel.stop(&mut world);
