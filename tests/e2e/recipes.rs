@@ -1,3 +1,7 @@
 //! The recipes of `docs/recipes.md`, each tried with the real thing.
 
+mod container;
+mod editor;
 mod jupyterhub;
+mod terraform;
+mod tmux;
