@@ -203,7 +203,15 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
 /// An advisory lock on a file, held until dropped. The kernel releases it when its holder dies.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that was just forked has the same open file until it runs its program.
+        // Whoever cannot let go of it here lets go by closing it.
+        rustix::fs::flock(&self.file, FlockOperation::Unlock).unwrap_or_default();
+    }
 }
 
 /// Takes the lock file `path`, waiting for at most `patience`. Blocks: call it off the runtime's thread.
@@ -212,7 +220,7 @@ pub(crate) fn lock(path: &Path, patience: Duration) -> Result<Lock, Error> {
     let until = Instant::now() + patience;
     loop {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Lock { _file: file }),
+            Ok(()) => return Ok(Lock { file }),
             Err(Errno::WOULDBLOCK) if Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(20));
             }
