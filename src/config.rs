@@ -2,18 +2,20 @@
 //!
 //! The only place that reads the environment. Everything that can be wrong without a network is found here.
 
+pub(crate) mod whose;
+
 use std::{
     collections::BTreeMap,
     io::IsTerminal as _,
     path::{Path, PathBuf},
 };
 
+use self::whose::{ChainError, Wanted};
 use crate::{
     aws::{
         client::{BadEndpoint, Endpoints},
-        profile::{ConfigFiles, Profile, Profiles},
+        profile::{Ambient, ConfigFiles, Profile, Profiles},
     },
-    names::{ProfileName, Region},
     remote::exports::Shell,
     ssh::{
         config::{ConfigFile, Destination, Request, Session, Surroundings, find_host},
@@ -112,11 +114,15 @@ impl Environment {
         }
     }
 
-    /// Returns the endpoints that the environment pins: only these two, so that a stray `AWS_ENDPOINT_URL`
+    /// Returns the endpoints that the environment pins, each for one service, so that a stray `AWS_ENDPOINT_URL`
     /// (LocalStack) never sees an SSO token.
     pub(crate) fn endpoints(&self) -> Result<Endpoints, BadEndpoint> {
-        let owned = |name| self.get(name).map(str::to_owned);
-        Endpoints::new(owned("AWS_ENDPOINT_URL_SSO"), owned("AWS_ENDPOINT_URL_SSO_OIDC"))
+        Endpoints::new(|name| self.get(name).map(str::to_owned))
+    }
+
+    /// Returns every profile and session that the files hold, with what the environment adds to them.
+    pub(crate) fn aws_profiles(&self) -> Result<Profiles, crate::aws::profile::Error> {
+        Profiles::load(&self.aws_files(), Ambient::read(|name| self.get(name), &self.home))
     }
 }
 
@@ -138,7 +144,7 @@ fn expand_home_of(path: PathBuf, home: &Path) -> PathBuf {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Flags {
     pub(crate) host: String,
-    pub(crate) profiles: Vec<String>,
+    pub(crate) wanted: Wanted,
     pub(crate) remote_port: Option<u16>,
     pub(crate) transport: Option<Transport>,
     pub(crate) ssh_port: Option<u16>,
@@ -210,6 +216,16 @@ pub(crate) enum Error {
     PortAsProfile { port: String },
     #[error("`--tls` is for the port on the host, and `--transport {transport}` has none")]
     TlsWithoutPort { transport: &'static str },
+    #[error("it is not said through which SSO session the role is wanted")]
+    WhichSession { known: Vec<String> },
+    #[error(
+        "profile `{profile}` does not start from an SSO session, so there is nothing to sign in to or out of"
+    )]
+    NoSession { profile: String },
+    #[error("`--start-url` cannot be used")]
+    StartUrl(#[source] crate::aws::profile::BadStartUrl),
+    #[error(transparent)]
+    Chain(#[from] ChainError),
     #[error(transparent)]
     BadName(#[from] crate::names::BadName),
     #[error(transparent)]
@@ -242,6 +258,16 @@ impl Error {
                 Some("leave out `--tls`: the kernel lets nobody but your user open the socket".to_owned())
             }
             Self::TlsWithoutPort { .. } => Some("leave out `--tls`: nothing there asks us".to_owned()),
+            Self::WhichSession { known } if known.is_empty() => {
+                Some("name the portal with `--start-url URL --sso-region REGION`".to_owned())
+            }
+            Self::WhichSession { known } => Some(format!(
+                "name one with `--sso-session NAME`; there are: {}",
+                crate::aws::profile::listed(known)
+            )),
+            Self::NoSession { .. } => Some("name a session with `--sso-session NAME`".to_owned()),
+            Self::StartUrl(_) => Some("it is the address of your AWS access portal".to_owned()),
+            Self::Chain(e) => e.hint(),
             Self::BadName(_) => None,
             Self::Profile(e) => e.hint(),
             Self::Ssh(e) => e.hint(),
@@ -270,7 +296,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
             key: expand_home_of(key, &environment.home),
         },
     });
-    let profiles = profiles(&flags.profiles, environment)?;
+    let profiles = whose::profiles(&flags.wanted, environment, &mut warnings)?;
 
     let on_request = allowed(&flags.allow, &profiles, environment)?;
     let target = target(&flags, environment, &mut warnings)?;
@@ -392,7 +418,7 @@ fn allowed(
     if patterns.is_empty() {
         return Ok(Vec::new());
     }
-    let all = Profiles::load(&environment.aws_files())?;
+    let all = environment.aws_profiles()?;
     let mut resolved: Vec<Profile> = Vec::new();
     for pattern in patterns {
         let mut matched = false;
@@ -442,45 +468,10 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Resolves the named profiles, or the one that is meant when none is named: `AWS_PROFILE`, the default, the only one.
+/// Resolves named profiles, without what the person should know of them.
 pub(crate) fn profiles(named: &[String], environment: &Environment) -> Result<Vec<Profile>, Error> {
-    let files = environment.aws_files();
-    let all = Profiles::load(&files)?;
-    let mut names = Vec::<ProfileName>::new();
-    for name in named {
-        let name: ProfileName = name.parse()?;
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    if names.is_empty() {
-        let chosen = match environment.get("AWS_PROFILE").or_else(|| environment.get("AWS_DEFAULT_PROFILE")) {
-            Some(name) => Some(name.parse()?),
-            None => all.default_choice(),
-        };
-        let known = all.names().iter().map(ToString::to_string).collect();
-        names.push(chosen.ok_or(Error::NoProfile { path: files.config, known })?);
-    }
-    let mut resolved = Vec::with_capacity(names.len());
-    for name in &names {
-        let mut profile = all.resolve(name).map_err(|e| {
-            let text = name.as_str();
-            let is_port = text.parse::<u16>().is_ok();
-            if is_port && !all.names().iter().any(|known| known == name) {
-                Error::PortAsProfile { port: text.to_owned() }
-            } else {
-                Error::Profile(e)
-            }
-        })?;
-        if profile.region.is_none() {
-            profile.region = environment
-                .get("AWS_REGION")
-                .or_else(|| environment.get("AWS_DEFAULT_REGION"))
-                .and_then(|region| region.parse::<Region>().ok());
-        }
-        resolved.push(profile);
-    }
-    Ok(resolved)
+    let wanted = Wanted { profiles: named.to_vec(), ..Wanted::default() };
+    whose::profiles(&wanted, environment, &mut Vec::new())
 }
 
 #[cfg(test)]

@@ -192,6 +192,31 @@ pub(crate) fn append(path: &Path) -> Result<File, Error> {
         .map_err(|e| Error::Io { verb: "open", path: path.to_owned(), source: e.into() })
 }
 
+/// Adds `text` at the end of a file that a person keeps, which stays what it is otherwise: its bytes, mode, owner, and
+/// whether it is reached through a symlink. `before` is what was read of it; where that has changed, nothing is done.
+pub(crate) fn extend(path: &Path, before: &[u8], text: &str) -> Result<(), Error> {
+    let io = |source: io::Error| Error::Io { verb: "write", path: path.to_owned(), source };
+    if let Some(directory) = path.parent() {
+        create_directory(directory)?;
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| io(e.into()))?;
+    let mut file = File::from(fd);
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| Error::Busy { path: path.to_owned() })?;
+    let now = read_config(path)?.unwrap_or_default();
+    if now.as_slice() != before {
+        return Err(Error::Busy { path: path.to_owned() });
+    }
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    if let Err(source) = written {
+        // Half a section would be worse than none. Best effort: the first error is the one to tell.
+        drop(file.set_len(before.len() as u64));
+        return Err(io(source));
+    }
+    Ok(())
+}
+
 /// Removes `path`; that there is none is fine.
 pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     match rustix::fs::unlinkat(CWD, path, AtFlags::empty()) {

@@ -13,6 +13,7 @@ use aws_sdk_sso::{
     error::{BoxError, ProvideErrorMetadata, SdkError},
 };
 
+use super::profile::ServiceUrls;
 use crate::{names::Region, printable::one_line};
 
 /// Half of what a person accepts to wait before they wonder; a handshake across the world takes under 1 s.
@@ -27,13 +28,39 @@ const ATTEMPTS: u32 = 3;
 /// The longest answer we read. Real ones are below 10 KB.
 const LONGEST_BODY: u64 = 1 << 20;
 
-/// Addresses to use in place of AWS's own: `AWS_ENDPOINT_URL_SSO` and `_SSO_OIDC`, and nothing else.
+/// Addresses to use in place of AWS's own: `AWS_ENDPOINT_URL_SSO`, `_SSO_OIDC`, `_STS` and `_SIGNIN`, what
+/// `[services]` of a profile names, and nothing else.
 ///
 /// `AWS_ENDPOINT_URL` is left out on purpose: it is set for emulators, which must not get SSO tokens.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Endpoints {
     sso: Option<String>,
     sso_oidc: Option<String>,
+    sts: Option<String>,
+    signin: Option<String>,
+}
+
+/// The address of one service, which may see secrets.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ServiceUrl(String);
+
+/// A text that is no such address.
+#[derive(Debug, thiserror::Error)]
+#[error("`{text}` is {fault}")]
+pub(crate) struct BadServiceUrl {
+    text: String,
+    fault: &'static str,
+}
+
+impl std::str::FromStr for ServiceUrl {
+    type Err = BadServiceUrl;
+
+    fn from_str(text: &str) -> Result<Self, BadServiceUrl> {
+        match check_url(text) {
+            Ok(_) => Ok(Self(text.trim_end_matches('/').to_owned())),
+            Err(fault) => Err(BadServiceUrl { text: one_line(text), fault }),
+        }
+    }
 }
 
 /// An endpoint that must not be used.
@@ -56,16 +83,47 @@ impl BadEndpoint {
 }
 
 impl Endpoints {
-    /// Checks the values of the two variables; empty ones count as unset.
-    pub(crate) fn new(sso: Option<String>, sso_oidc: Option<String>) -> Result<Self, BadEndpoint> {
+    /// Checks the values of the four variables; `get` returns those that are set.
+    pub(crate) fn new(get: impl Fn(&str) -> Option<String>) -> Result<Self, BadEndpoint> {
+        let checked = |variable| checked(variable, get(variable));
         Ok(Self {
-            sso: checked("AWS_ENDPOINT_URL_SSO", sso)?,
-            sso_oidc: checked("AWS_ENDPOINT_URL_SSO_OIDC", sso_oidc)?,
+            sso: checked("AWS_ENDPOINT_URL_SSO")?,
+            sso_oidc: checked("AWS_ENDPOINT_URL_SSO_OIDC")?,
+            sts: checked("AWS_ENDPOINT_URL_STS")?,
+            signin: checked("AWS_ENDPOINT_URL_SIGNIN")?,
         })
+    }
+
+    /// Fills the gaps with what a profile names.
+    pub(crate) fn or(&self, urls: &ServiceUrls) -> Self {
+        let or = |ours: &Option<String>, theirs: &Option<ServiceUrl>| {
+            ours.clone().or_else(|| theirs.as_ref().map(|url| url.0.clone()))
+        };
+        Self {
+            sso: or(&self.sso, &urls.sso),
+            sso_oidc: or(&self.sso_oidc, &urls.sso_oidc),
+            sts: or(&self.sts, &urls.sts),
+            signin: self.signin.clone(),
+        }
     }
 
     fn portal(&self, region: &Region) -> String {
         self.sso.clone().unwrap_or_else(|| format!("https://portal.sso.{region}.{}", suffix(region)))
+    }
+
+    /// Returns where tokens of `aws login` are refreshed (the endpoint rules of the service, September 2026).
+    pub(super) fn signin(&self, region: &Region) -> String {
+        let host = match region.as_str() {
+            r if r.starts_with("cn-") => "signin.amazonaws.cn",
+            r if r.starts_with("us-gov-") => "signin.amazonaws-us-gov.com",
+            r if r.starts_with("us-iso-") => "signin.c2shome.ic.gov",
+            _ => "signin.aws.amazon.com",
+        };
+        self.signin.clone().unwrap_or_else(|| format!("https://{region}.{host}"))
+    }
+
+    fn sts(&self, region: &Region) -> String {
+        self.sts.clone().unwrap_or_else(|| format!("https://sts.{region}.{}", suffix(region)))
     }
 
     fn oidc(&self, region: &Region) -> String {
@@ -125,15 +183,16 @@ fn suffix(region: &Region) -> &'static str {
     }
 }
 
-/// The clients of one Identity Center: its portal and its OIDC service, in one region.
+/// The clients of one region: the portal and the OIDC service of an Identity Center, or STS.
 pub(crate) struct Clients {
     region: Region,
     endpoints: Endpoints,
     sso: OnceLock<aws_sdk_sso::Client>,
     oidc: OnceLock<aws_sdk_ssooidc::Client>,
+    sts: OnceLock<aws_sdk_sts::Client>,
 }
 
-// One text for two config types that share every setter but no trait.
+// One text for three config types that share every setter but no trait.
 macro_rules! build {
     ($service:ident, $clients:expr, $endpoint:expr) => {{
         let endpoint = $endpoint;
@@ -159,7 +218,7 @@ macro_rules! build {
 impl Clients {
     /// Keeps what is needed to build the clients, and builds none.
     pub(crate) fn new(region: Region, endpoints: Endpoints) -> Self {
-        Self { region, endpoints, sso: OnceLock::new(), oidc: OnceLock::new() }
+        Self { region, endpoints, sso: OnceLock::new(), oidc: OnceLock::new(), sts: OnceLock::new() }
     }
 
     /// Returns the client of the access portal.
@@ -170,6 +229,11 @@ impl Clients {
     /// Returns the client of the OIDC service.
     pub(crate) fn oidc(&self) -> &aws_sdk_ssooidc::Client {
         self.oidc.get_or_init(|| build!(aws_sdk_ssooidc, self, self.endpoints.oidc(&self.region)))
+    }
+
+    /// Returns the client of STS, which knows no credentials: each call brings its own.
+    pub(crate) fn sts(&self) -> &aws_sdk_sts::Client {
+        self.sts.get_or_init(|| build!(aws_sdk_sts, self, self.endpoints.sts(&self.region)))
     }
 
     /// Returns the page to which a browser is sent for a login, without its query.
@@ -301,7 +365,7 @@ where
 }
 
 /// The error and its causes on one line, each text once.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut texts: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(error) = next {
@@ -344,12 +408,15 @@ mod tests {
         ] {
             assert!(check_url(bad).is_err(), "{bad}");
         }
-        let error = Endpoints::new(Some("http://evil.example".into()), None).unwrap_err();
+        let set = |value: &'static str| {
+            move |name: &str| (name == "AWS_ENDPOINT_URL_SSO").then(|| value.to_owned())
+        };
+        let error = Endpoints::new(set("http://evil.example")).unwrap_err();
         assert_eq!(
             error.to_string(),
             "`AWS_ENDPOINT_URL_SSO` is `http://evil.example`, which is plain http to another machine"
         );
-        assert!(Endpoints::new(Some(String::new()), None).unwrap().sso.is_none());
+        assert!(Endpoints::new(set("")).unwrap().sso.is_none());
     }
 
     #[test]

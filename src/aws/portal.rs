@@ -9,7 +9,10 @@ use super::{
     time,
     token::SsoToken,
 };
-use crate::{creds::secret::RoleCredentials, names::Role};
+use crate::{
+    creds::secret::RoleCredentials,
+    names::{AccountId, Role, RoleName},
+};
 
 /// Why there are no credentials, by what can be done about it.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +91,55 @@ fn credentials(
         // The role behind a permission set has a path and a suffix that AWS does not tell here.
         role_arn: None,
     })
+}
+
+/// One page of a list.
+pub(crate) struct Page<T> {
+    pub(crate) items: Vec<T>,
+    pub(crate) next: Option<String>,
+}
+
+/// An account that the person has roles in.
+pub(crate) struct Account {
+    pub(crate) id: AccountId,
+    pub(crate) name: String,
+    pub(crate) email: String,
+}
+
+/// The most that AWS puts on one page.
+const PAGE: i32 = 100;
+
+/// Lists accounts. What is no account id is left out.
+pub(crate) async fn accounts(
+    clients: &Clients,
+    token: &SsoToken,
+    next: Option<String>,
+) -> Result<Page<Account>, Error> {
+    let call = clients.sso().list_accounts().access_token(token.access_token.expose_secret());
+    let answer = call.max_results(PAGE).set_next_token(next).send().await.map_err(Failure::from)?;
+    let items = answer.account_list.unwrap_or_default().into_iter().filter_map(|account| {
+        Some(Account {
+            id: account.account_id?.parse().ok()?,
+            name: account.account_name.unwrap_or_default(),
+            email: account.email_address.unwrap_or_default(),
+        })
+    });
+    Ok(Page { items: items.collect(), next: answer.next_token.filter(|next| !next.is_empty()) })
+}
+
+/// Lists the roles of the person in one account.
+pub(crate) async fn roles(
+    clients: &Clients,
+    token: &SsoToken,
+    account: &AccountId,
+    next: Option<String>,
+) -> Result<Page<RoleName>, Error> {
+    let call = clients.sso().list_account_roles().access_token(token.access_token.expose_secret());
+    let call = call.account_id(account.as_str()).max_results(PAGE).set_next_token(next);
+    let answer = call.send().await.map_err(Failure::from)?;
+    let names = answer.role_list.unwrap_or_default().into_iter();
+    let items = names.filter_map(|role| role.role_name?.parse().ok()).collect();
+    Ok(Page { items, next: answer.next_token.filter(|next| !next.is_empty()) })
 }
 
 /// Ends the session at AWS; every token of it is dead afterwards.

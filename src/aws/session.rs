@@ -96,6 +96,15 @@ pub(crate) enum IdentityError {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+    /// A device has to be read, and nobody is there.
+    #[error("profile `{profile}` needs a code of the MFA device `{device}`, and nobody can be asked for it")]
+    CodeNeeded { profile: String, device: String },
+    /// No code was accepted.
+    #[error("no code of the MFA device `{device}` was accepted")]
+    WrongCodes { device: String },
+    /// A step on the way failed while a person was asked for a code.
+    #[error(transparent)]
+    Fetch(FetchError),
 }
 
 impl IdentityError {
@@ -106,6 +115,12 @@ impl IdentityError {
             // The sentence names the command.
             Self::LoginNeeded { .. } => Some(WITHOUT_BATCH.to_owned()),
             Self::Transient { .. } => Some("check the network, then try again".to_owned()),
+            Self::CodeNeeded { .. } => Some(
+                "start this on a terminal and without `--batch`, or use credentials that need no code"
+                    .to_owned(),
+            ),
+            Self::WrongCodes { .. } => Some("wait for the device's next code, and try again".to_owned()),
+            Self::Fetch(_) => None,
         }
     }
 }
@@ -156,6 +171,39 @@ impl SsoSessionState {
     /// Returns which session this is.
     pub(crate) fn session(&self) -> &SsoSession {
         &self.session
+    }
+
+    /// Returns the clients of this session's Identity Center.
+    pub(super) fn clients(&self) -> &Clients {
+        &self.clients
+    }
+
+    /// Returns a token, and never asks a person for one.
+    pub(super) async fn any_token(&self) -> Result<Arc<SsoToken>, IdentityError> {
+        self.token().await.map_err(|error| match error {
+            NoToken::LoginNeeded(why) => {
+                IdentityError::LoginNeeded { sentence: self.login_needed(&why, None) }
+            }
+            NoToken::Transient(source) => {
+                IdentityError::Transient { sentence: self.unreachable(), source: Some(source) }
+            }
+        })
+    }
+
+    /// Says why AWS did not list what the person may have.
+    pub(super) fn refused_to_list(&self, error: portal::Error) -> IdentityError {
+        match error {
+            portal::Error::Unauthorized => {
+                IdentityError::LoginNeeded { sentence: self.login_needed(&Why::Ended, None) }
+            }
+            error => IdentityError::Transient {
+                sentence: format!(
+                    "AWS did not list the accounts and roles of the SSO session `{}`",
+                    self.session
+                ),
+                source: Some(Box::new(error)),
+            },
+        }
     }
 
     /// Makes sure that there is a token: the one at hand, a refreshed one, or one that a person gets by logging in.
@@ -502,7 +550,7 @@ impl RoleSource for SsoSource {
 }
 
 /// Runs file work off the runtime's only thread: a home directory on a network may stall.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(failed) => match failed.try_into_panic() {

@@ -80,7 +80,7 @@ impl Fake {
 
     fn state_of(&self, session: SsoSession, home: &Path, clock: Clock) -> Arc<SsoSessionState> {
         let endpoint = || Some(self.endpoint.clone());
-        let endpoints = Endpoints::new(endpoint(), endpoint()).unwrap();
+        let endpoints = Endpoints::new(|_| endpoint()).unwrap();
         Arc::new(SsoSessionState::new(session, home, &endpoints, clock))
     }
 }
@@ -470,7 +470,7 @@ async fn a_server_that_speaks_no_tls_gets_no_token() {
     saved(home.path(), "token", 3600, None);
     let aws = Fake::start(|_| role_credentials(3600));
     let https = || Some(aws.endpoint.replace("http:", "https:"));
-    let endpoints = Endpoints::new(https(), https()).unwrap();
+    let endpoints = Endpoints::new(|_| https()).unwrap();
     let clock = Clock::from_fn(|| time::from_epoch(NOW));
     let state = Arc::new(SsoSessionState::new(session(), home.path(), &endpoints, clock));
     assert!(matches!(fetch(&state).await, Err(FetchError::Transient { .. })));
@@ -702,7 +702,7 @@ mod sandboxed {
     use sandbox::aws::{Consent, FakeAws, Fault, Operation, Rotation, TokenSeed};
 
     use super::*;
-    use crate::aws::profile::{ConfigFiles, Profiles, Source};
+    use crate::aws::profile::{Ambient, ConfigFiles, Profiles, Source};
 
     const PROFILES: [(&str, &str, &str); 1] = [("prod", "111122223333", "Deploy")];
 
@@ -724,10 +724,13 @@ mod sandboxed {
             let home = self.home.path();
             let files =
                 ConfigFiles { config: home.join(".aws/config"), credentials: home.join(".aws/credentials") };
-            let profile = Profiles::load(&files).unwrap().resolve(&"prod".parse().unwrap()).unwrap();
-            let Source::Sso(role) = profile.source;
+            let profile = Profiles::load(&files, Ambient::default())
+                .unwrap()
+                .resolve(&"prod".parse().unwrap())
+                .unwrap();
+            let Source::Sso(role) = profile.source else { panic!("{:?}", profile.source) };
             let endpoint = || Some(self.aws.endpoint());
-            let endpoints = Endpoints::new(endpoint(), endpoint()).unwrap();
+            let endpoints = Endpoints::new(|_| endpoint()).unwrap();
             let aws = Arc::clone(&self.aws);
             let clock = Clock::from_fn(move || aws.now());
             let state = Arc::new(SsoSessionState::new(role.session.clone(), home, &endpoints, clock));

@@ -16,7 +16,7 @@ use super::{
     failure::{Failure, Kind},
     terminal::Terminal,
 };
-use crate::{aws::profile::Profiles, config::Environment, control::client, ssh::config::aliases};
+use crate::{config::Environment, control::client, ssh::config::aliases};
 
 /// What tells us that a shell asks, and which.
 const VARIABLE: &str = "BROKER_COMPLETE";
@@ -105,7 +105,7 @@ fn running(environment: &Environment) -> Vec<String> {
 /// Returns the profiles that may be served.
 pub(super) fn profiles() -> Vec<CompletionCandidate> {
     let Ok(environment) = Environment::capture() else { return Vec::new() };
-    let names = Profiles::load(&environment.aws_files()).map(|profiles| profiles.names()).unwrap_or_default();
+    let names = environment.aws_profiles().map(|profiles| profiles.names()).unwrap_or_default();
     names.iter().map(|name| CompletionCandidate::new(name.as_str())).collect()
 }
 

@@ -11,7 +11,7 @@ use super::{
     desk::{Desk, Why},
     failure::{Failure, Kind},
     host::HowToReach,
-    identity::{Identity, Login},
+    identity::{Identity, Login, Whose},
     limits::{self, Limits},
     notify, stop_signal,
     terminal::Terminal,
@@ -55,9 +55,8 @@ pub(super) struct Arguments {
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 
-    /// Profile from ~/.aws/config to serve; repeat for more, the first is the default role
-    #[arg(short, long = "profile", value_name = "NAME", add = ArgValueCandidates::new(completions::profiles))]
-    profiles: Vec<String>,
+    #[command(flatten)]
+    whose: Whose,
 
     /// Port on the host; `auto` is 4144, or a port of your own where another user has that
     #[arg(short = 'R', long, value_name = "PORT|auto", default_value = "auto", value_parser = remote_port)]
@@ -259,7 +258,7 @@ impl Arguments {
             .with_hint(Some(format!("to run `{second}` on {host}, put `--` before it"))));
         }
         Ok(Flags {
-            profiles: self.profiles,
+            wanted: self.whose.wanted(&host),
             remote_port: match self.remote_port {
                 RemotePort::Auto => None,
                 RemotePort::Exactly(port) => Some(port),

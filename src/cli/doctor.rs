@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     aws::{
-        profile::{Profiles, Source, SsoSession},
+        profile::SsoSession,
         token::{Loaded, TokenFile, TokenState},
     },
     clock::{self, Clock},
@@ -108,16 +108,17 @@ fn here(environment: &Environment, clock: &Clock) -> Vec<Check> {
     let files = environment.aws_files();
     let path = files.config.display().to_string();
     let mut sessions: Vec<SsoSession> = Vec::new();
-    match Profiles::load(&files) {
+    match environment.aws_profiles() {
         Err(error) => checks.push(Check::found("config", Level::Problem, error.to_string(), error.hint())),
         Ok(profiles) => {
             let names = profiles.names();
             let mut served = Vec::new();
             for name in &names {
                 if let Ok(profile) = profiles.resolve(name) {
-                    let Source::Sso(role) = profile.source;
-                    if !sessions.contains(&role.session) {
-                        sessions.push(role.session);
+                    if let Some(session) = profile.source.sso_session()
+                        && !sessions.contains(session)
+                    {
+                        sessions.push(session.clone());
                     }
                     served.push(name.to_string());
                 }

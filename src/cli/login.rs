@@ -11,13 +11,12 @@ use super::{
     with_ticks,
 };
 use crate::{
-    aws::{
-        login::LoginMethod,
-        profile::{Profiles, Source, SsoSession},
-        session::SsoSessionState,
-    },
+    aws::{login::LoginMethod, profile::SsoSession, session::SsoSessionState},
     clock::Clock,
-    config::{self, Environment},
+    config::{
+        self, Environment,
+        whose::{self, Wanted},
+    },
     tunnel::{Event, Step},
 };
 
@@ -63,7 +62,7 @@ pub(super) async fn run(
     terminal.event(&Event::Started { step: Step::SignIn, subject: subject.clone() });
     let login = with_ticks(terminal, state.login(terminal.as_ref(), method));
     tokio::select! {
-        done = login => done.map_err(super::identity::identity)?,
+        done = login => done.map_err(super::identity::failure)?,
         _ = stop => return Err(Failure::new(Kind::Interrupted, "interrupted")),
     }
     terminal.event(&Event::Done { step: Step::SignIn, subject });
@@ -73,15 +72,19 @@ pub(super) async fn run(
 /// Returns the session that is meant.
 pub(super) fn session(which: &Which, environment: &Environment) -> Result<SsoSession, config::Error> {
     if let Some(name) = &which.sso_session {
-        return Ok(Profiles::load(&environment.aws_files())?.sso_session(name)?);
+        return Ok(environment.aws_profiles()?.sso_session(name)?);
     }
-    let named: Vec<String> = which.profile.iter().cloned().collect();
-    let profiles = config::profiles(&named, environment)?;
+    let wanted = Wanted { profiles: which.profile.iter().cloned().collect(), ..Wanted::default() };
+    let profiles = whose::profiles(&wanted, environment, &mut Vec::new())?;
     // One name, or the one that is meant without a name: there is always a first.
-    match profiles.into_iter().next().map(|profile| profile.source) {
-        Some(Source::Sso(role)) => Ok(role.session),
-        None => Err(config::Error::NoProfile { path: environment.aws_files().config, known: Vec::new() }),
-    }
+    let Some(profile) = profiles.first() else {
+        return Err(config::Error::NoProfile { path: environment.aws_files().config, known: Vec::new() });
+    };
+    profile
+        .source
+        .sso_session()
+        .cloned()
+        .ok_or_else(|| config::Error::NoSession { profile: profile.name.to_string() })
 }
 
 /// Returns how to sign in: in a browser here if there can be one.

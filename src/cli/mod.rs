@@ -13,6 +13,7 @@ mod clean;
 mod completions;
 mod connect;
 mod console;
+mod credentials;
 mod desk;
 mod doctor;
 pub(crate) mod failure;
@@ -22,6 +23,7 @@ mod limits;
 mod login;
 mod logout;
 mod notify;
+mod profiles;
 mod ssh_config;
 mod status;
 pub(crate) mod stderr;
@@ -68,6 +70,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Connect(Box<connect::Arguments>),
+    Credentials(Box<credentials::Arguments>),
+    Profiles(profiles::Arguments),
     Login(login::Arguments),
     Logout(logout::Arguments),
     Audit(audit::Arguments),
@@ -183,6 +187,12 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         match cli.command {
             Command::Connect(arguments) => {
                 connect::run(*arguments, &cli.output, &environment, &terminal).await
+            }
+            Command::Credentials(arguments) => {
+                credentials::run(*arguments, &cli.output, &environment, &terminal).await
+            }
+            Command::Profiles(arguments) => {
+                profiles::run(&arguments, &cli.output, &environment, &terminal).await
             }
             Command::Login(arguments) => login::run(&arguments, &environment, &terminal).await,
             Command::Doctor(arguments) => doctor::run(&arguments, &cli.output, &environment, &terminal).await,

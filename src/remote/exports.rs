@@ -198,6 +198,32 @@ const HOST_DIRECTORY: &str = "/etc/ssl/certs";
 
 /// What every path below a directory of ours holds.
 const OURS: &str = "/broker-";
+/// One set of credentials, as text.
+#[derive(Debug)]
+pub(crate) struct Credentials<'a> {
+    pub(crate) access_key_id: &'a str,
+    pub(crate) secret_access_key: &'a SecretString,
+    pub(crate) session_token: &'a SecretString,
+}
+
+impl Environment {
+    /// Decides about the variables that hold credentials themselves; for this machine, never for a host.
+    pub(crate) fn of_credentials(credentials: Credentials<'_>, until: &str, region: Option<&Region>) -> Self {
+        let plain = Value::plain;
+        let mut set = vec![
+            ("AWS_ACCESS_KEY_ID", plain(credentials.access_key_id)),
+            ("AWS_SECRET_ACCESS_KEY", plain(credentials.secret_access_key.expose_secret())),
+            ("AWS_SESSION_TOKEN", plain(credentials.session_token.expose_secret())),
+            ("AWS_CREDENTIAL_EXPIRATION", plain(until)),
+        ];
+        if let Some(region) = region {
+            set.push(("AWS_REGION", plain(region.as_str())));
+            set.push(("AWS_DEFAULT_REGION", plain(region.as_str())));
+        }
+        // What counts before the keys somewhere: a profile for JavaScript, the old name of the token for botocore.
+        Self { set, unset: vec!["AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"] }
+    }
+}
 
 /// What SDKs would use before or instead of us. Empty is not unset: botocore takes an empty relative URI for one.
 const UNSET: [Name; 19] = [

@@ -175,8 +175,10 @@ pub(crate) fn all<T>(cases: impl IntoIterator<Item = T>, mut run: impl FnMut(T))
     assert_eq!(failed, 0, "cases failed");
 }
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 18] = [
     "connect",
+    "credentials",
+    "profiles",
     "login",
     "logout",
     "audit",

@@ -26,8 +26,18 @@ pub(crate) enum Error {
     },
     #[error("`{key}` of `[{section}]` in `{}` is not that of `[sso-session {session}]`", file.display())]
     Inconsistent { file: PathBuf, section: String, key: &'static str, session: String },
-    #[error("profile `{profile}` uses `{key}` (in `{}`), which this version does not support yet", file.display())]
-    Unsupported { profile: String, key: &'static str, file: PathBuf },
+    #[error("`[{section}]` in `{}` has both `source_profile` and `credential_source`", file.display())]
+    TwoSources { file: PathBuf, section: String },
+    #[error("`source_profile` of `[{section}]` in `{}` is `{named}`, and there is no such profile", file.display())]
+    UnknownSource { file: PathBuf, section: String, named: String, near: Vec<String> },
+    #[error("`source_profile` of `[{section}]` in `{}` leads back to `{named}`: {}", file.display(), path.join(" → "))]
+    Cycle { file: PathBuf, section: String, named: String, path: Vec<String> },
+    #[error("`source_profile` of `[{section}]` in `{}` is the {limit}th in one chain", file.display())]
+    TooDeep { file: PathBuf, section: String, limit: usize },
+    #[error("`credential_source` of `[{section}]` in `{}` is `{named}`, {fault}", file.display())]
+    CredentialSource { file: PathBuf, section: String, named: String, fault: &'static str },
+    #[error("`{variable}` is {fault}")]
+    Variable { variable: &'static str, fault: String },
     #[error("profile `{profile}` in `{}` does not say where credentials come from", file.display())]
     NoSource { profile: String, file: PathBuf },
 }
@@ -52,14 +62,30 @@ impl Error {
             Self::Inconsistent { key, session, .. } => {
                 Some(format!("remove `{key}` from the profile; `[sso-session {session}]` has it"))
             }
-            Self::Unsupported { .. } | Self::NoSource { .. } => Some(
+            Self::UnknownSource { near, .. } if !near.is_empty() => {
+                Some(format!("did you mean {}?", alternatives(near)))
+            }
+            Self::UnknownSource { named, .. } => Some(format!("add a section `[profile {named}]`, or correct the line")),
+            Self::TwoSources { .. } => Some("remove one of them".to_owned()),
+            Self::Cycle { .. } => {
+                Some("one of these profiles must say where its credentials come from by itself".to_owned())
+            }
+            Self::TooDeep { .. } => Some("let the profile start nearer to its role".to_owned()),
+            Self::CredentialSource { .. } => Some(
+                "there are `Environment` (AWS_ACCESS_KEY_ID and its like), `EcsContainer` (AWS_CONTAINER_CREDENTIALS_FULL_URI) \
+                 and `Ec2InstanceMetadata`"
+                    .to_owned(),
+            ),
+            Self::Variable { variable, .. } => Some(format!("set `{variable}` right, or unset it and its like")),
+            Self::NoSource { .. } => Some(
                 "use a profile with `sso_session`, `sso_account_id` and `sso_role_name` (`aws configure sso` writes one)"
                     .to_owned(),
             ),
             Self::Syntax { .. } => Some("correct the file, or name another one with AWS_CONFIG_FILE".to_owned()),
-            Self::Missing { key, .. } => {
+            Self::Missing { key, .. } if key.starts_with("sso_") => {
                 Some(format!("add a line `{key} = …` there (`aws configure sso` writes all that is needed)"))
             }
+            Self::Missing { key, .. } => Some(format!("add a line `{key} = …` there")),
             Self::Invalid { key, .. } => Some(format!("correct the line `{key} = …` there")),
         }
     }

@@ -2,24 +2,34 @@
 //!
 //! No network, no environment. Every mistake names its file, section and key, so that it ends here and not at AWS.
 
+mod ambient;
 mod errors;
 mod graph;
 mod near;
 mod parse;
+mod source;
+mod words;
 
 use std::{collections::BTreeSet, fmt, path::PathBuf, str::FromStr};
 
-use aws_runtime::env_config::{file::EnvConfigFileKind, section::EnvConfigSections};
+use aws_runtime::env_config::file::EnvConfigFileKind;
 
-pub(crate) use self::errors::{CONFIGURE, Error, listed};
+pub(crate) use self::{
+    ambient::{Ambient, DEPTH, container_url},
+    errors::{CONFIGURE, Error, listed},
+    source::{
+        AssumeRole, Assumed, Container, ContainerToken, IdentityToken, Instance, Keys, LoginSession,
+        NotARoleArn, Process, Restriction, RoleArn, Source, SsoRole, WebIdentity,
+    },
+};
 use self::{
     graph::{ProfileSection, parsed},
     near::near,
-    parse::{decoded, encoded, sections},
+    parse::{Sections, sections},
 };
-use super::client::check_url;
+use super::client::{ServiceUrl, check_url};
 use crate::{
-    names::{ProfileName, Region, Role},
+    names::{ProfileName, Region},
     printable::one_line,
     private_fs,
 };
@@ -35,8 +45,9 @@ pub(crate) struct ConfigFiles {
 #[derive(Debug)]
 pub(crate) struct Profiles {
     files: ConfigFiles,
-    config: EnvConfigSections,
-    credentials: EnvConfigSections,
+    config: Sections,
+    credentials: Sections,
+    ambient: Ambient,
 }
 
 /// One profile, ready to be used.
@@ -46,19 +57,15 @@ pub(crate) struct Profile {
     pub(crate) region: Option<Region>,
     pub(crate) output: Option<String>,
     pub(crate) source: Source,
+    pub(crate) urls: ServiceUrls,
 }
 
-/// Where the credentials of a profile come from. Chains and other sources join here as variants.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Source {
-    Sso(SsoRole),
-}
-
-/// A role that an SSO session may have.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct SsoRole {
-    pub(crate) session: SsoSession,
-    pub(crate) role: Role,
+/// Addresses that `[services]` names in place of AWS's own.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct ServiceUrls {
+    pub(crate) sso: Option<ServiceUrl>,
+    pub(crate) sso_oidc: Option<ServiceUrl>,
+    pub(crate) sts: Option<ServiceUrl>,
 }
 
 /// One sign-in to one Identity Center; profiles share it.
@@ -128,7 +135,7 @@ impl fmt::Display for SsoSession {
 
 impl Profiles {
     /// Reads both files; one that does not exist is empty.
-    pub(crate) fn load(files: &ConfigFiles) -> Result<Self, Error> {
+    pub(crate) fn load(files: &ConfigFiles, ambient: Ambient) -> Result<Self, Error> {
         let config = private_fs::read_config(&files.config)?;
         let credentials = private_fs::read_config(&files.credentials)?;
         if let Err(private_fs::Error::Exposed { mode, .. }) = private_fs::read(&files.credentials) {
@@ -142,27 +149,34 @@ impl Profiles {
             files,
             config.as_ref().map_or(&[], |bytes| bytes.as_slice()),
             credentials.as_ref().map_or(&[], |bytes| bytes.as_slice()),
+            ambient,
         )
     }
 
-    fn parse(files: &ConfigFiles, config: &[u8], credentials: &[u8]) -> Result<Self, Error> {
+    fn parse(
+        files: &ConfigFiles,
+        config: &[u8],
+        credentials: &[u8],
+        ambient: Ambient,
+    ) -> Result<Self, Error> {
         Ok(Self {
             files: files.clone(),
             config: sections(&files.config, EnvConfigFileKind::Config, config)?,
             credentials: sections(&files.credentials, EnvConfigFileKind::Credentials, credentials)?,
+            ambient,
         })
     }
 
     /// Returns the names of all profiles that could be served, sorted.
     pub(crate) fn names(&self) -> Vec<ProfileName> {
         let names: BTreeSet<String> =
-            self.config.profiles().chain(self.credentials.profiles()).filter_map(decoded).collect();
+            self.config.profile_names().chain(self.credentials.profile_names()).collect();
         names.into_iter().filter_map(|name| name.parse().ok()).collect()
     }
 
     /// Returns the names of all `[sso-session]` sections, sorted.
     pub(crate) fn session_names(&self) -> Vec<String> {
-        let names: BTreeSet<String> = self.config.sso_sessions().filter_map(decoded).collect();
+        let names: BTreeSet<String> = self.config.session_names().collect();
         names.into_iter().collect()
     }
 
@@ -177,11 +191,9 @@ impl Profiles {
         }
     }
 
-    /// Follows a profile to its source.
+    /// Follows a profile that somebody named to its source.
     pub(crate) fn resolve(&self, name: &ProfileName) -> Result<Profile, Error> {
-        let section = ProfileSection { profiles: self, name: name.as_str() };
-        let key = encoded(name.as_str());
-        if self.config.get_profile(&key).is_none() && self.credentials.get_profile(&key).is_none() {
+        if !self.has(name.as_str()) {
             let names = self.names();
             return Err(Error::UnknownProfile {
                 profile: name.to_string(),
@@ -190,12 +202,49 @@ impl Profiles {
                 known: names.iter().map(ToString::to_string).collect(),
             });
         }
+        let section = ProfileSection { profiles: self, name: name.as_str() };
+        self.profile(name, section.source()?)
+    }
+
+    /// Follows what is meant when nobody names a profile on the command line: keys in the environment count before
+    /// everything, and `name` may be a profile that does not exist if the environment has something else.
+    pub(crate) fn resolve_unnamed(&self, name: &ProfileName) -> Result<Profile, Error> {
+        let section = ProfileSection { profiles: self, name: name.as_str() };
+        let source = section.unnamed_source()?;
+        self.profile(name, source)
+    }
+
+    fn profile(&self, name: &ProfileName, source: Source) -> Result<Profile, Error> {
+        let section = ProfileSection { profiles: self, name: name.as_str() };
         Ok(Profile {
             name: name.clone(),
             region: section.optional("region")?,
             output: section.get("output").map(|(value, _)| value.to_owned()),
-            source: section.source()?,
+            source,
+            urls: self.urls(&section)?,
         })
+    }
+
+    /// Returns whether there is such a profile.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.config.profile(name).is_some() || self.credentials.profile(name).is_some()
+    }
+
+    /// Reads `services`. The profile's own `endpoint_url` is for every service and left out on purpose, as
+    /// `AWS_ENDPOINT_URL` is: it leads to emulators, which must not see an SSO token.
+    fn urls(&self, section: &ProfileSection<'_>) -> Result<ServiceUrls, Error> {
+        let ignored = section
+            .get("ignore_configured_endpoint_urls")
+            .is_some_and(|(value, _)| value.eq_ignore_ascii_case("true"));
+        let Some((services, _)) = section.get("services").filter(|_| !ignored) else {
+            return Ok(ServiceUrls::default());
+        };
+        let url = |service| {
+            let title = format!("services {services}");
+            let url = self.config.endpoint(services, service);
+            url.map(|url| parsed(url, &self.files.config, &title, "endpoint_url")).transpose()
+        };
+        Ok(ServiceUrls { sso: url("sso")?, sso_oidc: url("sso_oidc")?, sts: url("sts")? })
     }
 
     /// Returns an `[sso-session]` by its name.
@@ -205,7 +254,7 @@ impl Profiles {
 
     fn session_for(&self, name: &str, profile: Option<&str>) -> Result<SsoSession, Error> {
         let file = &self.files.config;
-        let Some(section) = self.config.sso_session(&encoded(name)) else {
+        let Some(section) = self.config.sso_session(name) else {
             return Err(Error::UnknownSession {
                 session: one_line(name),
                 profile: profile.map(str::to_owned),

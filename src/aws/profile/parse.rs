@@ -9,7 +9,8 @@ use std::{
 
 use aws_runtime::env_config::{
     file::{EnvConfigFileKind, EnvConfigFiles},
-    section::EnvConfigSections,
+    property::PropertiesKey,
+    section::{EnvConfigSections, Profile, SsoSession},
     source,
 };
 use aws_types::os_shim_internal::{Env, Fs};
@@ -17,12 +18,46 @@ use aws_types::os_shim_internal::{Env, Fs};
 use super::errors::Error;
 use crate::printable::one_line;
 
+/// The sections of one file, under the names that people know.
+#[derive(Debug)]
+pub(super) struct Sections(EnvConfigSections);
+
+impl Sections {
+    /// Returns a profile by its name.
+    pub(super) fn profile(&self, name: &str) -> Option<&Profile> {
+        self.0.get_profile(&encoded(name))
+    }
+
+    /// Returns an `[sso-session]` by its name.
+    pub(super) fn sso_session(&self, name: &str) -> Option<&SsoSession> {
+        self.0.sso_session(&encoded(name))
+    }
+
+    /// Returns the names of all profiles.
+    pub(super) fn profile_names(&self) -> impl Iterator<Item = String> {
+        self.0.profiles().filter_map(decoded)
+    }
+
+    /// Returns the names of all `[sso-session]`s.
+    pub(super) fn session_names(&self) -> impl Iterator<Item = String> {
+        self.0.sso_sessions().filter_map(decoded)
+    }
+
+    /// Returns the `endpoint_url` of one service in `[services NAME]`.
+    pub(super) fn endpoint(&self, services: &str, service: &str) -> Option<&str> {
+        let key = PropertiesKey::builder()
+            .section_key("services")
+            .section_name(encoded(services))
+            .property_name(service)
+            .sub_property_name("endpoint_url")
+            .build()
+            .ok()?;
+        self.0.other_sections().get(&key).map(String::as_str).filter(|url| !url.is_empty())
+    }
+}
+
 /// Parses one file on its own, so that every value is known to come from it.
-pub(super) fn sections(
-    path: &Path,
-    kind: EnvConfigFileKind,
-    bytes: &[u8],
-) -> Result<EnvConfigSections, Error> {
+pub(super) fn sections(path: &Path, kind: EnvConfigFileKind, bytes: &[u8]) -> Result<Sections, Error> {
     let syntax = |fault: String| Error::Syntax { path: path.to_owned(), fault };
     let text = std::str::from_utf8(bytes).map_err(|_| syntax("it is not UTF-8 text".to_owned()))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -35,7 +70,7 @@ pub(super) fn sections(
         return Err(syntax("the parser did not finish".to_owned()));
     };
     let loaded = loaded.map_err(|error| syntax(one_line(&error.to_string())))?;
-    EnvConfigSections::parse(loaded).map_err(|error| {
+    EnvConfigSections::parse(loaded).map(Sections).map_err(|error| {
         let fault = one_line(&error.to_string());
         // The parser knows no path: "error parsing  on line 3:   Expected…".
         let fault =
@@ -68,7 +103,7 @@ fn with_encoded_names(text: &str, in_credentials: bool) -> String {
 }
 
 /// Writes a name as an identifier: what is not a letter, a digit or one of `_-/.@:+` as `%XX`.
-pub(super) fn encoded(name: &str) -> String {
+fn encoded(name: &str) -> String {
     use fmt::Write as _;
 
     name.bytes().fold(String::with_capacity(name.len()), |mut encoded, byte| {
@@ -83,7 +118,7 @@ pub(super) fn encoded(name: &str) -> String {
 }
 
 /// Undoes [`encoded`].
-pub(super) fn decoded(name: &str) -> Option<String> {
+fn decoded(name: &str) -> Option<String> {
     let mut bytes = name.bytes();
     let mut decoded = Vec::with_capacity(name.len());
     while let Some(byte) = bytes.next() {

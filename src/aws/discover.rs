@@ -1,0 +1,133 @@
+//! Every account and role that a person may have: pages of accounts, then each account's roles, several at once.
+//!
+//! AWS says of no limit and throttles all the same, so that few calls are under way at a time and a throttled one waits
+//! and comes again.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use super::{
+    client::Failure,
+    portal,
+    session::{IdentityError, SsoSessionState},
+    token::SsoToken,
+};
+use crate::{
+    backoff,
+    names::{AccountId, RoleName},
+    printable::one_line,
+};
+
+/// As many as a browser has to one host; more only meet the throttle.
+const AT_ONCE: usize = 6;
+
+/// How often a throttled call comes again, and how long it waits at first and at most.
+const TRIES: u32 = 8;
+const PAUSE_LEAST: Duration = Duration::from_millis(500);
+const PAUSE_MOST: Duration = Duration::from_secs(10);
+
+/// Thousands of accounts take this long behind a throttle.
+const DEADLINE: Duration = Duration::from_secs(300);
+
+/// More pages than any organization has; a server that always has one more must not keep us.
+const MOST_PAGES: usize = 1000;
+
+/// One account with the roles that the person may have there, sorted.
+#[derive(Clone, Debug)]
+pub(crate) struct Account {
+    pub(crate) id: AccountId,
+    pub(crate) name: String,
+    pub(crate) email: String,
+    pub(crate) roles: Vec<RoleName>,
+}
+
+/// Finds everything, sorted by account name. `progress` hears how many accounts are done, and of how many.
+pub(crate) async fn discover(
+    session: &Arc<SsoSessionState>,
+    progress: impl Fn(usize, usize),
+) -> Result<Vec<Account>, IdentityError> {
+    let token = session.any_token().await?;
+    let until = Instant::now() + DEADLINE;
+    let mut accounts = Vec::new();
+    let mut next = None;
+    for _ in 0..MOST_PAGES {
+        let page = patiently(until, || portal::accounts(session.clients(), &token, next.clone())).await;
+        let page = page.map_err(|error| session.refused_to_list(error))?;
+        accounts.extend(page.items);
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    let all = accounts.len();
+    let mut waiting = accounts.into_iter();
+    let mut under_way = JoinSet::new();
+    let mut done = Vec::with_capacity(all);
+    loop {
+        while under_way.len() < AT_ONCE
+            && let Some(account) = waiting.next()
+        {
+            let (session, token) = (Arc::clone(session), Arc::clone(&token));
+            under_way.spawn(async move { roles(&session, &token, account, until).await });
+        }
+        let Some(ended) = under_way.join_next().await else { break };
+        let account = match ended {
+            Ok(account) => account.map_err(|error| session.refused_to_list(error))?,
+            // Nobody aborts these tasks while we wait for them.
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        done.push(account);
+        progress(done.len(), all);
+    }
+    done.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+    Ok(done)
+}
+
+async fn roles(
+    session: &SsoSessionState,
+    token: &SsoToken,
+    account: portal::Account,
+    until: Instant,
+) -> Result<Account, portal::Error> {
+    let mut roles = Vec::new();
+    let mut next = None;
+    for _ in 0..MOST_PAGES {
+        let page =
+            patiently(until, || portal::roles(session.clients(), token, &account.id, next.clone())).await?;
+        roles.extend(page.items);
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    roles.sort();
+    let (name, email) = (one_line(&account.name), one_line(&account.email));
+    Ok(Account { id: account.id, name, email, roles })
+}
+
+/// Makes a call, and again while AWS throttles it.
+async fn patiently<T, F>(until: Instant, call: impl Fn() -> F) -> Result<T, portal::Error>
+where
+    F: Future<Output = Result<T, portal::Error>>,
+{
+    let mut tries = 0;
+    loop {
+        match call().await {
+            Err(portal::Error::Transient(failure))
+                if tries < TRIES && is_throttled(&failure) && Instant::now() < until =>
+            {
+                tries += 1;
+                sleep(backoff::full_jitter(PAUSE_LEAST, PAUSE_MOST, tries, backoff::random())).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn is_throttled(failure: &Failure) -> bool {
+    failure.code.as_deref().is_some_and(|code| code.contains("TooManyRequests") || code.contains("Throttl"))
+}

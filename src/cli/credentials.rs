@@ -1,0 +1,198 @@
+//! `broker credentials`: one set of role credentials for this machine.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use clap::{Args, ValueEnum};
+use zeroize::Zeroizing;
+
+use super::{
+    Output,
+    failure::{Failure, Kind},
+    identity::{self, Identity, Login, Whose},
+    stop_signal,
+    terminal::Terminal,
+    with_ticks,
+};
+use crate::{
+    clock::{self, Clock},
+    config::{Environment, whose},
+    creds::{FetchError, RoleSource, secret::RoleCredentials},
+    remote::exports::{self, Shell},
+    serve,
+};
+
+/// Print one set of role credentials, for this machine.
+///
+/// As JSON it is what `credential_process` in ~/.aws/config wants, so that every SDK here can use whatever broker can;
+/// with --format it is exports for a shell. Only temporary credentials are printed: long-lived keys become a
+/// session of an hour.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  broker credentials -p deploy
+  source <(broker credentials -p deploy --format bash)
+
+In a profile of ~/.aws/config, for SDKs:
+  credential_process = /usr/local/bin/broker credentials --batch -p deploy")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    whose: Whose,
+
+    /// What to print: JSON for credential_process, or exports in the language of a shell
+    #[arg(long, value_name = "FORMAT", default_value = "process")]
+    format: Format,
+
+    /// Fail unless they live at least this long, such as 30m
+    #[arg(long, value_name = "TIME", value_parser = life)]
+    min_life: Option<Duration>,
+
+    /// Sign in with a code on another device instead of a browser here
+    #[arg(long)]
+    device_code: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// One JSON object, as credential_process has it
+    Process,
+    /// POSIX sh, also for bash, zsh, dash, ksh and ash
+    #[value(alias = "bash", alias = "zsh")]
+    Sh,
+    /// fish
+    Fish,
+    /// csh and tcsh
+    #[value(alias = "tcsh")]
+    Csh,
+    /// PowerShell 5.1 and 7
+    #[value(name = "powershell", alias = "pwsh")]
+    PowerShell,
+    /// cmd.exe, as a batch file to `call`
+    Cmd,
+    /// {"set":{NAME:VALUE},"unset":[NAME]}
+    Json,
+    /// NAME=VALUE lines
+    #[value(alias = "env")]
+    Dotenv,
+}
+
+impl Format {
+    fn shell(self) -> Option<Shell> {
+        Some(match self {
+            Self::Process => return None,
+            Self::Sh => Shell::Sh,
+            Self::Fish => Shell::Fish,
+            Self::Csh => Shell::Csh,
+            Self::PowerShell => Shell::PowerShell,
+            Self::Cmd => Shell::Cmd,
+            Self::Json => Shell::Json,
+            Self::Dotenv => Shell::Dotenv,
+        })
+    }
+}
+
+fn life(text: &str) -> Result<Duration, String> {
+    let seconds = whose::parse_seconds(text).ok_or("not a length of time (such as `30m`)")?;
+    Ok(Duration::from_secs(seconds.into()))
+}
+
+/// They end too soon for what they are wanted for.
+#[derive(Debug, thiserror::Error)]
+#[error("the credentials of profile `{profile}` live {left} s more, which is less than {wanted} s")]
+struct TooShort {
+    profile: String,
+    left: u64,
+    wanted: u64,
+}
+
+/// Runs `broker credentials`.
+pub(super) async fn run(
+    arguments: Arguments,
+    output: &Output,
+    environment: &Environment,
+    terminal: &Arc<Terminal>,
+) -> Result<ExitCode, Failure> {
+    let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
+    let clock = Clock::system();
+    let wanted = arguments.whose.wanted(&environment.host_name);
+    if let [_, second, ..] = wanted.profiles.as_slice() {
+        let error = format!("`{second}` is a second profile, and one set of credentials is of one profile");
+        return Err(Failure::new(Kind::Usage, error));
+    }
+    let mut notices = Vec::new();
+    let profiles = whose::profiles(&wanted, environment, &mut notices).map_err(super::connect::usage)?;
+    let endpoints = environment.endpoints().map_err(|e| super::connect::usage(e.into()))?;
+    for notice in &notices {
+        terminal.notice(notice);
+    }
+    let identity = Identity::new(&profiles, environment, &endpoints, &clock);
+    let login = Login { terminal, batch: output.batch, device_code: arguments.device_code };
+    let Some(profile) = profiles.first() else {
+        return Err(Failure::new(Kind::Failed, "no profile"));
+    };
+    let name = profile.name.as_str();
+    let source = identity.source(profile);
+    let fetched = async {
+        identity.sign_in(&login).await?;
+        match fetch(&*source).await {
+            // The token looked valid, but AWS had ended the session.
+            Err(FetchError::LoginNeeded { .. }) if !login.batch => {
+                identity.sign_in(&login).await?;
+                fetch(&*source).await
+            }
+            other => other,
+        }
+        .map_err(|error| identity::no_credentials(name, Arc::new(error), login.batch))
+    };
+    let credentials = tokio::select! {
+        fetched = with_ticks(terminal, Box::pin(fetched)) => fetched?,
+        _ = stop => return Err(Failure::new(Kind::Interrupted, "interrupted")),
+    };
+    let left = credentials.expires_at.duration_since(clock.now()).unwrap_or_default();
+    if let Some(wanted) = arguments.min_life.filter(|wanted| left < *wanted) {
+        let error = TooShort { profile: name.to_owned(), left: left.as_secs(), wanted: wanted.as_secs() };
+        let hint = "AWS decides how long they live: the permission set's session duration, or `--duration` of a role";
+        return Err(Failure::new(Kind::Failed, error).with_hint(Some(hint.to_owned())));
+    }
+    let text = render(arguments.format, &credentials, profile.region.as_ref())
+        .ok_or_else(|| Failure::new(Kind::Failed, "AWS gave credentials whose end cannot be written"))?;
+    terminal.data(text.as_bytes()).map_err(|e| Failure::new(Kind::Failed, e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A source has its own deadlines for each call; this one holds even if one of them is wrong about that.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(120);
+
+async fn fetch(source: &dyn RoleSource) -> Result<RoleCredentials, FetchError> {
+    tokio::time::timeout(FETCH_TIMEOUT, source.fetch()).await.unwrap_or_else(|_| {
+        Err(FetchError::Transient {
+            sentence: format!("there was no answer within {} seconds", FETCH_TIMEOUT.as_secs()),
+            source: None,
+        })
+    })
+}
+
+fn render(
+    format: Format,
+    credentials: &RoleCredentials,
+    region: Option<&crate::names::Region>,
+) -> Option<Zeroizing<String>> {
+    match format.shell() {
+        None => serve::reply::credentials_text(credentials),
+        Some(shell) => {
+            let until = clock::utc(credentials.expires_at)?;
+            Some(shell.render(&exports::Environment::of_credentials(
+                credentials_of(credentials),
+                &until,
+                region,
+            )))
+        }
+    }
+}
+
+fn credentials_of(credentials: &RoleCredentials) -> exports::Credentials<'_> {
+    exports::Credentials {
+        access_key_id: &credentials.access_key_id,
+        secret_access_key: &credentials.secret_access_key,
+        session_token: &credentials.session_token,
+    }
+}
