@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     io::IsTerminal as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use self::whose::{ChainError, Wanted};
@@ -169,6 +170,8 @@ pub(crate) struct Flags {
     pub(crate) install_profiles: bool,
     pub(crate) keep_config: bool,
     pub(crate) tls: Option<tls::Wish>,
+    pub(crate) reconnect_for: Option<Duration>,
+    pub(crate) tmux: bool,
     pub(crate) batch: bool,
 }
 
@@ -317,6 +320,8 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
             },
             install_profiles: flags.install_profiles,
             keep_config: flags.keep_config,
+            tmux: flags.tmux,
+            reconnect_for: flags.reconnect_for,
         },
         tls,
         allow_uids: flags.allow_uids,

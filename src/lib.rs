@@ -29,6 +29,9 @@
 //! that must come out at our end. Only then is anybody served, and only after that do files lie on the host
 //! ([`remote::files`], [`remote::install`]) and does a shell or a command run with our variables in its environment.
 //!
+//! A link that is lost is replaced whole (`tunnel::reconnect`): grants, credentials, port and tokens outlive it, and
+//! whatever came through it dies with it.
+//!
 //! The end goes the other way round, within two seconds whatever the host does: revoke every grant, remove the
 //! files, say goodbye to the helper, disconnect. If we cannot, the helper removes the files by itself: at once when
 //! the connection ends, and within 45 s when nothing is heard from us any more.

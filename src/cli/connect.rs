@@ -7,11 +7,12 @@ use clap_complete::ArgValueCandidates;
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 
 use super::{
-    Output, background, chain, completions, console,
+    Output, chain, completions,
     desk::{Desk, Why},
     failure::{Failure, Kind},
     host::HowToReach,
     identity::{Identity, Login, Whose},
+    job,
     limits::{self, Limits},
     notify, stop_signal,
     terminal::Terminal,
@@ -115,6 +116,14 @@ pub(super) struct Arguments {
     /// Which configuration SDKs on the host read: ours, or the host's own, of which we only say what is in our way
     #[arg(long, value_name = "WHOSE", default_value = "replace")]
     remote_config: RemoteConfig,
+
+    /// How long to try to get back after the connection is lost, such as 90s, 15m or 8h; 0 for not at all
+    #[arg(long, value_name = "D", value_parser = patience)]
+    reconnect_for: Option<Duration>,
+
+    /// Run the shell inside tmux on the host, so that your work there survives a lost connection
+    #[arg(long, conflicts_with_all = ["command", "no_shell", "no_tty"])]
+    tmux: bool,
 
     /// Sign in with a code on another device instead of a browser here
     #[arg(long)]
@@ -226,6 +235,11 @@ fn tls_wish(text: &str) -> Result<tls::Wish, String> {
     }
 }
 
+/// Parses how long to try.
+fn patience(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { limits::duration(text) }
+}
+
 impl Arguments {
     /// Whether a remote shell or command decides the exit status.
     pub(super) fn is_remote(&self) -> bool {
@@ -284,6 +298,8 @@ impl Arguments {
             allow: self.allow,
             install_profiles: self.install_profiles,
             tls: self.tls,
+            reconnect_for: self.reconnect_for,
+            tmux: self.tmux,
             keep_config: matches!(self.remote_config, RemoteConfig::Keep),
             ..self.reach.flags(&host, batch)
         })
@@ -415,7 +431,7 @@ pub(super) async fn run(
         let can_ask = matches!(plan.job, Job::Exports { .. });
         // 7. The shell, the command, or the exports.
         let (ended, reason) = tokio::select! {
-            ended = Box::pin(job(&plan, &mut tunnel, environment, terminal)) => match &ended {
+            ended = Box::pin(job::run(&plan, &mut tunnel, environment, terminal)) => match &ended {
                 Ok(_) => (ended, "the remote side ended".to_owned()),
                 // What went wrong is said once, at the end.
                 Err(_) => (ended, "disconnected".to_owned()),
@@ -458,58 +474,6 @@ pub(super) async fn run(
     outcome
 }
 
-/// Runs what the tunnel is for, until it ends or the tunnel is lost.
-async fn job(
-    plan: &Plan,
-    tunnel: &mut Tunnel,
-    environment: &Environment,
-    terminal: &Terminal,
-) -> Result<ExitCode, Failure> {
-    let host = &plan.target.original;
-    let term = environment.get("TERM");
-    let started = match &plan.job {
-        Job::Exports { shell, background } => {
-            if shell.is_none()
-                && let Some(notice) = sh_instead(host, tunnel.login_shell())
-            {
-                terminal.notice(&notice);
-            }
-            let exports = tunnel.exports(*shell);
-            terminal.data(exports.as_bytes()).map_err(|e| Failure::new(Kind::Failed, NotPrinted(e)))?;
-            if *background {
-                background::detach(terminal, environment, host)?;
-            }
-            if let Err(error) = notify::ready(environment, host) {
-                terminal
-                    .warning(&format!("the service manager was not told that the tunnel is ready: {error}"));
-            }
-            let lost = tunnel.during(std::future::pending::<ExitCode>()).await;
-            return lost.map_err(|e| tunnel_failure(e.into()));
-        }
-        Job::Shell { tty } => {
-            let pty = tty.unwrap_or_else(console::stdin_is_terminal).then(|| console::pty(term));
-            tunnel.shell(pty.as_ref()).await
-        }
-        Job::Command { tty, .. } => tunnel.command(tty.then(|| console::pty(term)).as_ref()).await,
-    };
-    let (process, pump) = started.map_err(tunnel_failure)?;
-    let wanted_pty = match &plan.job {
-        Job::Shell { tty } => tty.unwrap_or_else(console::stdin_is_terminal),
-        Job::Command { tty, .. } => *tty,
-        Job::Exports { .. } => false,
-    };
-    if wanted_pty && !process.has_pty {
-        // As ssh goes on too; but nobody would guess why there is no prompt.
-        terminal.warning(&format!(
-            "{host} gives no terminal (PermitTTY, or `no-pty` on your key), so the shell shows no prompt; \
-             end it with Ctrl-D; `-T` asks for none"
-        ));
-    }
-    let ran = tunnel.during(console::run(terminal, process, pump, plan.target.session.escape)).await;
-    let outcome = ran.map_err(|e| tunnel_failure(e.into()))?.map_err(|e| Failure::new(Kind::Failed, e))?;
-    console::exit_code(outcome, host)
-}
-
 /// Returns how `connect` ends when it was meant to. A command that was cut short has not succeeded.
 fn done(plan: &Plan, why: Why) -> Result<ExitCode, Failure> {
     match plan.job {
@@ -524,25 +488,6 @@ fn done(plan: &Plan, why: Why) -> Result<ExitCode, Failure> {
 pub(super) fn account(target: &Target) -> String {
     format!("{}@{}:{}", target.user, target.hostname, target.port)
 }
-
-/// Says that the exports are for sh because the login shell's language is not ours.
-pub(super) fn sh_instead(host: &str, login_shell: Option<&str>) -> Option<String> {
-    match login_shell {
-        Some(path) if Shell::of(path).is_some() => None,
-        Some(path) => Some(format!(
-            "the exports are for sh, as the login shell of {host} is `{}`; `--print-env` chooses another language",
-            crate::printable::one_line(path)
-        )),
-        None => Some(format!(
-            "the exports are for sh, as the login shell of {host} is not known; `--print-env` chooses another language"
-        )),
-    }
-}
-
-/// Nobody on the host would know of the tunnel.
-#[derive(Debug, thiserror::Error)]
-#[error("could not print the exports on stdout")]
-struct NotPrinted(#[source] std::io::Error);
 
 /// Returns a mistake in what was asked for or configured.
 pub(super) fn usage(error: config::Error) -> Failure {
@@ -578,8 +523,13 @@ pub(super) fn tunnel_failure(error: tunnel::Error) -> Failure {
         | tunnel::Error::NoSocket { .. }
         | tunnel::Error::NameElsewhere { .. }
         | tunnel::Error::SocketPath { .. }
+        | tunnel::Error::PortLost { .. }
         | tunnel::Error::SelfTest { .. } => Kind::ForwardRefused,
-        tunnel::Error::Ssh(_) | tunnel::Error::Lost(_) => Kind::Unreachable,
+        tunnel::Error::Ssh(_)
+        | tunnel::Error::Lost(_)
+        | tunnel::Error::NeedsPerson { .. }
+        | tunnel::Error::LoggedOut { .. }
+        | tunnel::Error::NotBack { .. } => Kind::Unreachable,
         tunnel::Error::NoRandomness(_) => Kind::Failed,
     };
     let hint = error.hint();
@@ -618,18 +568,5 @@ mod tests {
             let shell = ShellArgument::from_str(name, false).map(Shell::from);
             assert_eq!(shell.ok(), Shell::of(name), "{name}");
         }
-    }
-
-    #[test]
-    fn a_login_shell_without_exports_is_named() {
-        for known in ["/bin/bash", "/usr/bin/fish", "/bin/csh", "/usr/bin/pwsh", "/bin/rbash"] {
-            assert_eq!(sh_instead("h", Some(known)), None, "{known}");
-        }
-        for unknown in ["/usr/sbin/nologin", "/usr/bin/xonsh", "/usr/bin/nu", "/x\u{1b}[2J"] {
-            let notice = sh_instead("h", Some(unknown)).unwrap();
-            assert!(notice.contains(unknown) != unknown.contains('\u{1b}'), "{notice}");
-            assert!(!notice.contains('\u{1b}') && notice.contains("for sh"), "{notice}");
-        }
-        assert!(sh_instead("h", None).unwrap().contains("not known"));
     }
 }

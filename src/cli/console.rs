@@ -13,6 +13,7 @@ use tokio::{
 
 use super::{
     failure::{Failure, Kind},
+    keyboard::Keyboard,
     terminal::Terminal,
 };
 use crate::ssh::{
@@ -61,7 +62,7 @@ pub(super) async fn run(
         }
     };
     let local = Local {
-        stdin: tokio::io::stdin(),
+        stdin: Keyboard::open(),
         stdout: tokio::io::stdout(),
         stderr: tokio::io::stderr(),
         sizes,

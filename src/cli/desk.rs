@@ -121,6 +121,15 @@ impl Desk {
                 files: *files,
                 directory: Some(directory.clone()),
             }),
+            Event::Lost { reason, .. } | Event::Retrying { reason, .. } => {
+                self.board.turn(State::Reconnecting, Some(reason.clone()));
+            }
+            Event::Back { port, socket, files, directory, .. } => self.board.up(Ways {
+                port: *port,
+                socket: socket.clone(),
+                files: *files,
+                directory: Some(directory.clone()),
+            }),
             Event::Stopped { host_clean, .. } => self.board.ended(*host_clean),
             _ => {}
         }
@@ -181,7 +190,7 @@ impl Desk {
         })?;
         let mut notices = Vec::new();
         if let Some(program) = &exports.not_for
-            && let Some(notice) = super::connect::sh_instead(host, program.as_deref())
+            && let Some(notice) = super::job::sh_instead(host, program.as_deref())
         {
             notices.push(notice);
         }

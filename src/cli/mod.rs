@@ -19,6 +19,8 @@ mod doctor;
 pub(crate) mod failure;
 mod host;
 mod identity;
+mod job;
+mod keyboard;
 mod limits;
 mod login;
 mod logout;

@@ -150,6 +150,28 @@ impl Terminal {
                 };
                 self.notice(&format!("AWS SDKs on {host} get `{first}`{also} from {from}"));
             }
+            Event::Lost { host, reason } => {
+                self.end_step_line();
+                self.warning(&format!("{host}: {reason}; connecting again"));
+            }
+            Event::Retrying { host, reason, wait_ms } => self.warning(&format!(
+                "{host}: {reason}; trying again{}",
+                match wait_ms / 1000 {
+                    0..10 => String::new(),
+                    wait => format!(" in {wait} s"),
+                }
+            )),
+            Event::Back { host, after_ms, port, socket, .. } => {
+                let way = match (port, socket) {
+                    (Some(port), _) => format!(" on port {port}"),
+                    (None, Some(_)) => " through the socket".to_owned(),
+                    (None, None) => " in files".to_owned(),
+                };
+                let after = seconds(Duration::from_millis(*after_ms));
+                self.notice(&format!(
+                    "{host}: back after {after}; programs there get credentials{way} as before"
+                ));
+            }
             Event::Stopped { host, host_clean, reason, stays_until } => {
                 if *host_clean {
                     self.notice(&format!("{host}: {reason}; nothing was left there"));
@@ -254,6 +276,15 @@ impl Terminal {
         }
         for child in &mut state.browsers {
             drop(child.try_wait());
+        }
+    }
+
+    /// Takes back what a program on the host that is lost may have set on the screen: the second screen, mouse and
+    /// paste reports, keypad, colours. What was not set stays as it is.
+    pub(crate) fn untangle(&self) {
+        if io::stdout().is_terminal() {
+            let reset = "\x1b[?47l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1l\x1b>\x1b[?25h\x1b[0m\r\n";
+            self.data(reset.as_bytes()).unwrap_or_default();
         }
     }
 

@@ -32,6 +32,7 @@ use crate::{
     audit::{Decision, Entry, Event, Log, Public, Text},
     caller::{Caller, Uid},
     names::{ProfileName, Region, Role},
+    random::NoRandomness,
 };
 
 /// The wall clock may jump while we sleep by the monotonic one: look at it at least this often.
@@ -238,6 +239,26 @@ impl Grants {
         grant.cache.attach(&self.wake);
         self.changed();
         Ok(grant)
+    }
+
+    /// Gives every grant a new token; the old ones open nothing any more.
+    pub(crate) fn rotate(&self) -> Result<(), NoRandomness> {
+        for old in self.list() {
+            let new = Grant {
+                profile: old.profile.clone(),
+                role: old.role.clone(),
+                region: old.region.clone(),
+                output: old.output.clone(),
+                token: BearerToken::generate()?,
+                cache: Arc::clone(&old.cache),
+                revoked: AtomicBool::new(false),
+            };
+            if self.add(new).is_err() {
+                // Being stopped: what was there is revoked already.
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Returns all grants, in the order in which their profiles were added.

@@ -50,9 +50,11 @@ wipe() {
 
 # The dead-man switch, wound up anew by every heartbeat. Its standard streams are detached, or the channel
 # could not close while it sleeps. `$!` in the trap is set in the same step that starts the sleep, so no
-# sleep outlives its watchdog. The helper is killed first, so that it cannot write after the removal.
+# sleep outlives its watchdog. The helper is killed first, so that it cannot write after the removal. Our own trap for
+# TERM is away while it starts: a shell that has just been forked would forget one that it caught in our place.
 arm() {
   v=$W;
+  trap - TERM;
   (
     trap "kill \$!; exit 0" TERM;
     trap "" HUP INT PIPE;
@@ -61,6 +63,7 @@ arm() {
     exit 0;
   ) </dev/null >/dev/null &
   W=$!;
+  trap "leave 1" TERM;
   [ -z "$v" ] || { kill "$v"; wait "$v"; };
 };
 
@@ -584,6 +587,15 @@ while IFS= read -r l; do
         say row at "$i";
       done;
       say ok;;
+    (free)
+      i=;
+      IFS= read -r i < "/proc/$3/stat";
+      set -- "$3" "$4" "$5" ${i##*")"};
+      if [ "${23}" = "$2" ] && kill "-$3" "$1"; then
+        say ok;
+      else
+        say no process;
+      fi;;
     (remove)
       if wipe; then
         say ok;

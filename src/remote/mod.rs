@@ -22,7 +22,9 @@ pub(crate) mod profiles;
 pub(crate) mod sftp;
 pub(crate) mod shadow;
 pub(crate) mod sockets;
+pub(crate) mod stale;
 pub(crate) mod survey;
+pub(crate) mod tmux;
 pub(crate) mod trust;
 
 /// Returns `text` as one word of a POSIX shell's command line, whatever it holds.

@@ -130,14 +130,16 @@ struct Login<'a> {
     /// Whether a person was not asked because of the host's key.
     unheard: bool,
     rsa_hash: Option<Option<HashAlg>>,
+    /// Whether a person was needed so far.
+    person: bool,
 }
 
-/// Logs in over `handle`.
+/// Logs in over `handle`, and says whether that took a person.
 pub(super) async fn authenticate(
     handle: &mut Handle<Handler>,
     shared: &Arc<Shared>,
     target: &Target,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let mut login = Login {
         handle,
         shared,
@@ -148,8 +150,10 @@ pub(super) async fn authenticate(
         failures: 0,
         unheard: false,
         rsa_hash: None,
+        person: false,
     };
-    login.run().await
+    login.run().await?;
+    Ok(login.person)
 }
 
 impl Login<'_> {
@@ -178,7 +182,10 @@ impl Login<'_> {
         loop {
             let step = if self.offers(MethodKind::PublicKey) && !keys.is_empty() && self.may_try_key() {
                 let key = keys.remove(0);
-                self.key(key, agent.as_mut()).await?
+                let touched = key.is_security_key();
+                let step = self.key(key, agent.as_mut()).await?;
+                self.person |= touched && matches!(step, Step::In | Step::Partly(_));
+                step
             } else if self.target.batch {
                 break;
             } else if !self.shared.may_hear_secrets() {
@@ -434,6 +441,7 @@ impl Login<'_> {
                 russh::keys::decode_secret_key(text.expose_secret(), Some(passphrase.expose_secret()))
             });
             if let Ok(Ok(key)) = decoded.await {
+                self.person = true;
                 return Some(Arc::new(key));
             }
         }
@@ -443,6 +451,8 @@ impl Login<'_> {
 
     /// Answers what the server asks. The flag says whether a person was asked and answered.
     async fn keyboard_interactive(&mut self) -> Result<(Step, bool), Error> {
+        // Also where nothing is asked here: then a telephone rings somewhere.
+        self.person = true;
         self.tried.push("keyboard-interactive".into());
         let deadline = self.deadline();
         let starting = self.handle.authenticate_keyboard_interactive_start(&self.target.user, None);
@@ -490,6 +500,7 @@ impl Login<'_> {
         let question = Question { text: self.labelled("Password: "), echo: false };
         let Some(password) = self.shared.human.ask(question).await else { return Ok(None) };
         self.tried.push("password".into());
+        self.person = true;
         let deadline = self.deadline();
         let logging_in = self.handle.authenticate_password(&self.target.user, password.expose_secret());
         let answer = timeout_at(deadline, logging_in).await;

@@ -35,6 +35,10 @@ use crate::{
 /// What a credential channel may receive in its life, in bytes: one request of 8 KB, with room for TLS around it.
 pub(super) const ARRIVAL_LIMIT: Limit = Limit::Total(256 * 1024);
 
+/// How many channels we may have had to close before the server did, each of which costs 3.5 KB for as long as the
+/// connection lives. It is renewed long before; this is for one that cannot be.
+const MOST_LEAKED: usize = 32 * 1024;
+
 /// What a server may say in banners altogether, in bytes.
 const MOST_BANNER: usize = 16 * 1024;
 
@@ -235,6 +239,9 @@ impl Handler {
             }
             Judgement::Violation { what, fatal } => return self.punish(what, fatal, reply).await,
         };
+        if self.shared.channels.closed_by_us() >= MOST_LEAKED {
+            return reply.reject(ChannelOpenFailure::ResourceShortage).await;
+        }
         let inbox = Arc::new(Inbox::new(ARRIVAL_LIMIT));
         let Some(taken) = self.shared.forwards.room.take(&inbox) else {
             return reply.reject(ChannelOpenFailure::ResourceShortage).await;

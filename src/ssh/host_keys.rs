@@ -58,6 +58,11 @@ pub(crate) enum Refused {
         path: PathBuf,
         line: usize,
     },
+    #[error(
+        "THE HOST KEY OF {host} HAS CHANGED since we connected: it sent {sent}, and had {accepted} before; \
+         either the host was set up anew, or somebody stands between you and it"
+    )]
+    ChangedMeanwhile { host: String, sent: String, accepted: String },
     #[error("the host key of {host} is marked as revoked (`{}` line {line})", path.display())]
     Revoked { host: String, path: PathBuf, line: usize },
     #[error(
@@ -91,6 +96,9 @@ impl Refused {
                  `ssh-keygen -f '{}' -R '{name}'`",
                 path.display()
             )),
+            Self::ChangedMeanwhile { host, .. } => {
+                Some(format!("ask the host's administrator, and then connect to {host} anew"))
+            }
             Self::Revoked { .. } => Some("ask the host's administrator for the new key".to_owned()),
             Self::NotCertified { .. } => Some(
                 "ask the host's administrator; at a terminal, without `accept-new`, you can look at the key and accept it"
@@ -234,6 +242,32 @@ impl KnownHostKeys {
         }
     }
 
+    /// Decides on another key than the one that this run has accepted. Nobody is asked, and nothing is written down: a
+    /// host whose name has several keys on file may show another of them, and nobody else may.
+    fn decide_again(
+        &self,
+        key: &PublicKey,
+        certificate: Option<&Certificate>,
+        accepted: &PublicKey,
+    ) -> Result<Trust, Refused> {
+        let host = self.target.original.clone();
+        let described =
+            |key: &PublicKey| format!("{} {}", key.algorithm().as_str(), key.fingerprint(HashAlg::Sha256));
+        if self.target.pinned_host_key.is_none() {
+            if let Some(certificate) = certificate
+                && self.is_certified(certificate)?
+            {
+                return Ok(Trust::Known);
+            }
+            match self.known.verdict(&self.name, key) {
+                Verdict::Known => return Ok(Trust::Known),
+                Verdict::Revoked { path, line } => return Err(Refused::Revoked { host, path, line }),
+                Verdict::Changed { .. } | Verdict::New { .. } => {}
+            }
+        }
+        Err(Refused::ChangedMeanwhile { host, sent: described(key), accepted: described(accepted) })
+    }
+
     /// Writes a new key down. That it cannot be written is no reason to refuse a key that the person accepted.
     fn remember(&self, key: &PublicKey) {
         let Some(file) = self.target.known_hosts.user.first() else { return };
@@ -287,12 +321,12 @@ impl HostKeys for KnownHostKeys {
         };
         Box::pin(async move {
             let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if let Some((accepted, trust)) = accepted
-                && accepted.key_data() == key.key_data()
-            {
-                return Ok(trust);
-            }
-            let trust = self.decide(&key, certificate.as_ref()).await.map_err(|refused| {
+            let decided = match accepted {
+                Some((accepted, trust)) if accepted.key_data() == key.key_data() => return Ok(trust),
+                Some((accepted, _)) => self.decide_again(&key, certificate.as_ref(), &accepted),
+                None => self.decide(&key, certificate.as_ref()).await,
+            };
+            let trust = decided.map_err(|refused| {
                 let hint = refused.hint();
                 HostKeyRefused { error: Box::new(refused), hint }
             })?;
@@ -313,5 +347,60 @@ fn short_name(algorithm: &str) -> String {
         "ssh-rsa" => "RSA".to_owned(),
         ecdsa if ecdsa.starts_with("ecdsa-sha2-") => "ECDSA".to_owned(),
         other => crate::printable::one_line(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use russh::keys::PrivateKey;
+
+    use super::*;
+    use crate::ssh::peer::target;
+
+    struct Nobody;
+
+    impl Human for Nobody {
+        fn ask(&self, _: Question) -> BoxFuture<'_, Option<secrecy::SecretString>> {
+            panic!("nobody is asked about a host key twice");
+        }
+        fn tell(&self, _: &str) {}
+        fn browse(&self, _: &str) -> bool {
+            false
+        }
+    }
+
+    fn shown(seed: u8) -> PublicKeyOrCertificate {
+        PublicKeyOrCertificate::PublicKey { key: key(seed), hash_alg: None }
+    }
+
+    fn key(seed: u8) -> PublicKey {
+        let pair = russh::keys::ssh_key::private::Ed25519Keypair::from_seed(&[seed; 32]);
+        PrivateKey::from(pair).public_key().clone()
+    }
+
+    #[tokio::test]
+    async fn a_new_host_that_was_accepted_shows_the_same_key_ever_after() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("known_hosts");
+        let mut target = target();
+        target.pinned_host_key = None;
+        target.known_hosts.user = vec![file.clone()];
+        for checking in [StrictHostKeyChecking::AcceptNew, StrictHostKeyChecking::Ask] {
+            target.strict_host_key_checking = checking;
+            let keys = KnownHostKeys::load(&target, Arc::new(Nobody)).unwrap();
+            if checking == StrictHostKeyChecking::AcceptNew {
+                keys.check(&shown(1)).await.unwrap();
+            } else {
+                *keys.accepted.lock().unwrap() = Some((key(1), Trust::Known));
+            }
+            keys.check(&shown(1)).await.unwrap();
+            let refused = keys.check(&shown(2)).await.unwrap_err();
+            assert!(refused.to_string().contains("HAS CHANGED"), "{refused}");
+        }
+        assert_eq!(
+            std::fs::read_to_string(&file).unwrap().lines().count(),
+            1,
+            "the other key was not written down"
+        );
     }
 }

@@ -54,6 +54,11 @@ impl Candidate {
         self.public.as_ref().is_some_and(|key| key.algorithm().is_rsa())
     }
 
+    /// Whether it is on a token that waits for a person's touch.
+    pub(super) fn is_security_key(&self) -> bool {
+        self.public.as_ref().is_some_and(|key| key.algorithm().as_str().starts_with("sk-"))
+    }
+
     fn of_agent(identity: AgentIdentity) -> Self {
         let public = Some(identity.public_key().into_owned());
         let comment = identity.comment().to_owned();

@@ -95,6 +95,7 @@ pub(crate) struct Session {
     shared: Arc<Shared>,
     /// What the user's shells and commands get, if the server likes (`SendEnv`, `SetEnv`).
     environment: Vec<(String, String)>,
+    person: bool,
     /// Last, so that nothing of the session outlives its transport.
     guard: KillOnDrop,
 }
@@ -152,9 +153,10 @@ impl Unauthenticated {
 
     /// Logs in as the user of `target`.
     pub(crate) async fn authenticate(mut self, target: &Target) -> Result<Session, Error> {
-        Box::pin(auth::authenticate(&mut self.handle, &self.shared, target)).await?;
+        let person = Box::pin(auth::authenticate(&mut self.handle, &self.shared, target)).await?;
         let Self { handle, shared, guard } = self;
-        Ok(Session { handle, shared, environment: target.session.environment.clone(), guard })
+        let environment = target.session.environment.clone();
+        Ok(Session { handle, shared, environment, person, guard })
     }
 }
 
@@ -266,8 +268,13 @@ impl Session {
 
     /// Frees the port or socket of `forward`, bounded; says whether the server confirmed it.
     pub(crate) async fn cancel(&self, forward: Forward) -> bool {
-        self.shared.forwards.remove(&forward.listener);
-        let cancelled = match &forward.listener {
+        self.cancel_listener(&forward.listener).await
+    }
+
+    /// Frees a port or socket whose [`Forward`] is gone, bounded; says whether the server confirmed it.
+    pub(crate) async fn cancel_listener(&self, listener: &Listener) -> bool {
+        self.shared.forwards.remove(listener);
+        let cancelled = match listener {
             Listener::Tcp(port) => {
                 let asked = self.handle.cancel_tcpip_forward(BIND_ADDRESS, (*port).into());
                 timeout(CANCEL_TIMEOUT, asked).await
@@ -418,11 +425,28 @@ impl Session {
     }
 
     /// Asks the server for a sign of life, and says whether one came in time.
-    #[cfg(test)]
     pub(crate) async fn answers(&self, limit: Duration) -> bool {
         // russh says that all is well when the session died meanwhile.
         timeout(limit, self.handle.send_ping()).await.is_ok_and(|sent| sent.is_ok())
             && self.shared.ended_already().is_none()
+    }
+
+    /// Asks the server for a sign of life, and cuts the connection where none comes in time.
+    pub(crate) async fn probe(&self, limit: Duration) {
+        if !self.answers(limit).await {
+            self.guard.0.kill(Killed::Unanswered);
+        }
+    }
+
+    /// Notes whether the way here took a person already.
+    pub(crate) fn after_a_person(mut self, person: bool) -> Self {
+        self.person |= person;
+        self
+    }
+
+    /// Returns whether the login, or the way here, took a person: a password, an answer, a passphrase, a touch.
+    pub(crate) fn took_a_person(&self) -> bool {
+        self.person
     }
 
     /// Returns what is known of the connection.

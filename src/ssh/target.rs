@@ -101,6 +101,17 @@ pub(crate) enum Tty {
     No,
 }
 
+impl Target {
+    /// Returns the same target, for when nobody can be asked, here or on the way.
+    pub(crate) fn for_nobody(&self) -> Self {
+        let way = match &self.way {
+            Way::Jump(hop) => Way::Jump(Box::new(hop.for_nobody())),
+            way @ (Way::Direct | Way::Command(_)) => way.clone(),
+        };
+        Self { batch: true, way, ..self.clone() }
+    }
+}
+
 /// `AddressFamily`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum AddressFamily {

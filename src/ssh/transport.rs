@@ -33,6 +33,9 @@ pub(crate) enum Killed {
     Stalled,
     #[error("the server broke the rules: {0}")]
     Violation(String),
+    /// Asked for a sign of life, it gave none.
+    #[error("the server did not answer when it was asked whether it is there")]
+    Unanswered,
     #[error("closed by us")]
     Ours,
 }

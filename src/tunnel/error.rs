@@ -1,5 +1,7 @@
 //! Why there is no tunnel, or none any more, by what the caller can do about it.
 
+use std::time::Duration;
+
 use super::link::{LONGEST_SOCKET, Lost};
 use crate::{
     remote::{helper, install, probe::Refusal, sockets::ListenerProblem},
@@ -67,6 +69,25 @@ pub(crate) enum Error {
     SelfTest { host: String, port: u16 },
     #[error("the certificate is for `{name}`, which leads to {found} on {host} and not to 127.0.0.1 alone")]
     NameElsewhere { host: String, name: String, found: String },
+    /// Another user has the port that programs on the host were told, or nobody can have it any more.
+    #[error("the port on {host} is lost, and programs there were told this one: {refusal}")]
+    PortLost { host: String, refusal: Refusal },
+    #[error("the login on {host} takes a person, and nobody can be asked to log in again")]
+    NeedsPerson { host: String },
+    #[error("{host} does not let us in again")]
+    LoggedOut {
+        host: String,
+        #[source]
+        source: Box<Self>,
+    },
+    #[error("{host} was not back within {}", spoken(*after))]
+    NotBack {
+        host: String,
+        after: Duration,
+        /// What the last attempt came to.
+        #[source]
+        source: Box<Self>,
+    },
     #[error(transparent)]
     NoRandomness(#[from] crate::random::NoRandomness),
     #[error(transparent)]
@@ -112,11 +133,19 @@ impl Error {
                  `--transport file`"
                     .to_owned(),
             ),
+            Self::PortLost { refusal, .. } => Some(match refusal.hint() {
+                Some(hint) => format!("{hint}; then tell the programs there the new port, or have them use the socket"),
+                None => "connect again, and tell the programs there the new port".to_owned(),
+            }),
+            Self::NeedsPerson { .. } => Some(
+                "log in with a key or an agent, which can do it again by themselves, or run it at a terminal".to_owned(),
+            ),
+            Self::LoggedOut { source, .. } | Self::NotBack { source, .. } => source.hint(),
             Self::Lost(Lost::Connection { source, .. }) => source.hint(),
             Self::Lost(Lost::Helper { source: Some(source), .. } | Lost::Sftp { source: Some(source), .. }) => {
                 source.hint()
             }
-            Self::Lost(Lost::Helper { .. } | Lost::Sftp { .. }) | Self::NoRandomness(_) => None,
+            Self::Lost(Lost::Helper { .. } | Lost::Sftp { .. } | Lost::Outgrown { .. }) | Self::NoRandomness(_) => None,
         }
     }
 }
@@ -142,6 +171,17 @@ impl Error {
         )
     }
 
+    /// Returns the error with all its causes, in one line.
+    pub(super) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        text
+    }
+
     /// Returns the error with its cause, in one line.
     pub(super) fn told(&self) -> String {
         match self {
@@ -149,5 +189,13 @@ impl Error {
             Self::Helper { source, .. } => source.to_string(),
             _ => self.to_string(),
         }
+    }
+}
+
+/// Returns a duration as people say it.
+fn spoken(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds / 60),
     }
 }

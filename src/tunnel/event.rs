@@ -31,6 +31,20 @@ pub(crate) enum Event {
         profiles: Vec<String>,
         directory: String,
     },
+    /// The link is gone: nobody on the host is served until [`Self::Back`].
+    Lost { host: String, reason: String },
+    /// An attempt to get back failed like this for the first time; the next one is made after this wait.
+    Retrying { host: String, reason: String, wait_ms: u64 },
+    /// Processes on the host get credentials again.
+    Back {
+        host: String,
+        after_ms: u64,
+        attempts: u32,
+        port: Option<u16>,
+        socket: Option<String>,
+        files: bool,
+        directory: String,
+    },
     /// The tunnel is closed and the host is clean, or is not and this says why.
     Stopped {
         host: String,

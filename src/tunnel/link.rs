@@ -18,6 +18,7 @@ use super::{
     DEFAULT_PORT, Error, Event, Inputs, PortWish, Step, Transport,
     lasting::Claim,
     login_shell::{self, Question},
+    reconnect::Again,
     reraise,
     role_files::{self, Written},
     start_helper::start_helper,
@@ -34,12 +35,13 @@ use crate::{
         trust::Trust,
     },
     ssh::{
-        dial,
+        dial::{self, Before},
         forward::{Forward, Listener},
         handler::{Ended, Facts as ServerFacts},
         session::{HostKeys, Session, Unauthenticated},
         sftp,
         target::Target,
+        transport::Killed,
     },
     tls::Identity,
 };
@@ -99,6 +101,9 @@ pub(crate) enum Lost {
         #[source]
         source: Option<install::Error>,
     },
+    /// We gave it up ourselves, for a fresh one.
+    #[error("the connection to {host} is renewed, as strangers there used it up")]
+    Outgrown { host: String },
     /// Nothing can be renewed or removed any more.
     #[error("the SFTP session on {host} ended, without which the files there cannot be renewed")]
     Sftp {
@@ -108,22 +113,51 @@ pub(crate) enum Lost {
     },
 }
 
+impl Lost {
+    /// Returns what happened with its cause, in one line.
+    pub(super) fn told(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        text
+    }
+
+    /// Whether to come back would be wrong.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Connection { source: Ended::Killed(Killed::Violation(_)), .. })
+    }
+
+    /// Whether it was our wish.
+    pub(super) fn is_planned(&self) -> bool {
+        matches!(self, Self::Outgrown { .. })
+    }
+}
+
 impl Link {
     /// Connects and proves that the listener on the host is ours and leads to us.
-    pub(super) async fn open(inputs: &Inputs) -> Result<Self, Error> {
+    pub(super) async fn open(inputs: &Inputs, again: Option<&Again>) -> Result<Self, Error> {
         let target = &inputs.target;
         let subject = format!("{}@{}", target.user, target.original);
         inputs.observe(Event::Started { step: Step::Connect, subject: subject.clone() });
-        let session = connect(target, &inputs.host_keys, &inputs.human, |facts| {
-            inputs.log.note_host_key(&facts.fingerprint);
-        })
+        let session = connect(
+            target,
+            again.and_then(|again| again.before),
+            &inputs.host_keys,
+            &inputs.human,
+            |facts| {
+                inputs.log.note_host_key(&facts.fingerprint);
+            },
+        )
         .await?;
         let session = Arc::new(session);
         debug!(facts = ?session.facts(), "logged in");
         inputs.observe(Event::Done { step: Step::Connect, subject });
 
         inputs.observe(Event::Started { step: Step::Forward, subject: inputs.host() });
-        match Self::establish(inputs, Arc::clone(&session)).await {
+        match Self::establish(inputs, again, Arc::clone(&session)).await {
             Ok(link) => {
                 let verified = match (link.ways.port, &link.ways.socket) {
                     (Some(port), _) => Some(format!("{}:{port}", inputs.host())),
@@ -148,7 +182,7 @@ impl Link {
         }
     }
 
-    async fn establish(inputs: &Inputs, session: Arc<Session>) -> Result<Self, Error> {
+    async fn establish(inputs: &Inputs, again: Option<&Again>, session: Arc<Session>) -> Result<Self, Error> {
         let target = &inputs.target;
         let transport = inputs.options.transport;
         let wanted = match inputs.options.port {
@@ -182,7 +216,7 @@ impl Link {
         link.ask_login_shell(inputs);
         let without_port = match forward {
             None => None,
-            Some(asked) => link.open_port(inputs, (&helper, &facts), wanted, asked).await.err(),
+            Some(asked) => link.open_port(inputs, again, (&helper, &facts), wanted, asked).await.err(),
         };
         let without_port = match without_port {
             Some(error) if only_port || !error.leaves_other_ways() => return Err(error),
@@ -300,6 +334,11 @@ impl Link {
         }
     }
 
+    /// Whether a token alone opens the port, because nobody can be told apart there.
+    pub(super) fn serves_unproven(&self) -> bool {
+        self.ways.port.is_some() && self.facts.as_ref().is_some_and(|facts| !facts.shows_sockets)
+    }
+
     /// Keeps role credentials in files fresh from now on.
     pub(super) fn keep_files(&mut self, grants: Arc<Grants>, installed: Arc<Installed>, written: Written) {
         let keeping = role_files::keep(grants, installed, written, self.stop_serving.subscribe());
@@ -336,6 +375,40 @@ impl Link {
         }
     }
 
+    /// Stops serving, frees what we held on the host and leaves the connection to whatever still runs over it.
+    pub(super) async fn retire(mut self) -> Arc<Session> {
+        self.stop_serving.send_replace(true);
+        let port = self.ways.port.map(Listener::Tcp);
+        let socket = self.ways.socket.take().map(Listener::Local);
+        for listener in port.iter().chain(&socket) {
+            self.session.cancel_listener(listener).await;
+        }
+        drop(tokio::time::timeout(BYE_TIMEOUT, self.hands.bye()).await);
+        self.tasks.shutdown().await;
+        self.asking.shutdown().await;
+        self.session
+    }
+
+    /// Returns when strangers have used the connection up, so that it should be renewed.
+    pub(super) async fn outgrown(session: &Session) {
+        loop {
+            tokio::time::sleep(OUTGROWN_LOOK).await;
+            let (_, closed_by_us) = session.channels();
+            if closed_by_us >= MOST_CLOSED {
+                return;
+            }
+        }
+    }
+
+    /// Stops serving at once and cuts the connection. What lies on the host is left to the helper there.
+    pub(super) async fn abandon(mut self) {
+        self.stop_serving.send_replace(true);
+        self.tasks.shutdown().await;
+        self.asking.shutdown().await;
+        // Says goodbye where somebody still listens: only the helper may have ended.
+        self.session.disconnect().await;
+    }
+
     /// Stops serving, removes what lies on the host, disconnects. Returns whether the host is known to be clean.
     pub(super) async fn close(mut self) -> bool {
         self.stop_serving.send_replace(true);
@@ -352,16 +425,17 @@ impl Link {
 /// Dials the host, checks its key and logs in. `introduced` hears what is known of the server before the login.
 pub(super) async fn connect(
     target: &Target,
+    before: Option<Before>,
     host_keys: &Arc<dyn HostKeys>,
     human: &Arc<dyn Human>,
     introduced: impl FnOnce(&ServerFacts),
 ) -> Result<Session, Error> {
-    let stream = dial::dial(target, host_keys, human).await?;
-    let peer = stream.peer();
+    let stream = dial::dial(target, before, host_keys, human).await?;
+    let (peer, person) = (stream.peer(), stream.took_a_person());
     let connection =
         Unauthenticated::open(stream, peer, target, Arc::clone(host_keys), Arc::clone(human)).await?;
     introduced(&connection.facts());
-    Ok(connection.authenticate(target).await?)
+    Ok(connection.authenticate(target).await?.after_a_person(person))
 }
 
 /// When the connection dies, its end and the helper's come within one turn of the loop.
@@ -372,3 +446,9 @@ const REMOVE_TIMEOUT: Duration = Duration::from_millis(1000);
 
 /// What is left for the helper's end, which nobody waits for if it does not come.
 const BYE_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Each channel that we close before the server does costs 3.5 KB until the connection ends: 7 MB.
+const MOST_CLOSED: usize = 2048;
+
+/// Seldom enough for a flood not to have us log in all the time, often enough for it not to fill memory in between.
+const OUTGROWN_LOOK: Duration = Duration::from_secs(5);

@@ -8,15 +8,22 @@ mod link;
 mod login_shell;
 mod on_host;
 mod options;
+mod reconnect;
+mod retry;
 mod role_files;
 mod start_helper;
 mod steering;
 mod travels;
 mod trust;
 mod visit;
+mod wake;
 mod watch;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 pub(crate) use error::Error;
 pub(crate) use event::{Event, Step};
@@ -26,10 +33,13 @@ use link::Link;
 pub(crate) use link::Lost;
 pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace, Transport};
 pub(crate) use steering::{NotPut, Steering};
-use tokio::task::JoinError;
+use tokio::{task::JoinError, time::Instant};
 pub(crate) use visit::Visit;
 
-use self::on_host::{OnHost, put_files};
+use self::{
+    on_host::{Exports, OnHost, put_files},
+    reconnect::{Again, Memory, Teller},
+};
 use crate::{
     audit::{self, Log},
     creds::grant::Grants,
@@ -37,7 +47,9 @@ use crate::{
     remote::{
         exports::Shell,
         files, helper,
-        install::{Hands, Key},
+        install::{Hands, Installed, Key},
+        managed::Managed,
+        tmux,
     },
     ssh::{self, process::Process, pump::Pump, session::HostKeys, target::Target, terminal::Pty},
     tls::Identity,
@@ -55,6 +67,7 @@ pub(crate) fn key() -> Result<Key, crate::random::NoRandomness> {
 pub(crate) type Observer = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// What a tunnel is made of.
+#[derive(Clone)]
 pub(crate) struct Inputs {
     pub(crate) target: Target,
     pub(crate) options: Options,
@@ -88,48 +101,79 @@ impl Inputs {
     }
 }
 
-/// A tunnel that is up: verified, serving, and installed on the host.
+/// A tunnel: verified, serving, and installed on the host; or on its way back there.
 pub(crate) struct Tunnel {
     inputs: Inputs,
+    /// Nothing between a lost link and the next.
+    up: Option<Up>,
+    exports: Exports,
+    memory: Memory,
+    teller: Teller,
+}
+
+/// What dies with one link.
+struct Up {
     link: Link,
-    on_host: OnHost,
+    files: Arc<Installed>,
+    /// Our block in the host's own configuration (`--install-profiles`).
+    managed: Option<Managed>,
+    since: Instant,
+}
+
+/// Connects, verifies, serves and installs, in this order. Nothing stays behind when it fails.
+async fn bring_up(inputs: &Inputs, again: Option<&Again>) -> Result<(Up, Exports), Error> {
+    let mut link = Link::open(inputs, again).await?;
+    let ours = link.facts.as_ref().map(|facts| facts.uid);
+    let uids = ours.into_iter().chain(inputs.allow_uids.iter().copied().map(crate::caller::Uid));
+    inputs.grants.allow(uids);
+    if again.is_some_and(|again| again.rotate) && link.serves_unproven() {
+        // Whoever held the port meanwhile may have been sent the old ones.
+        inputs.grants.rotate()?;
+    }
+    link.serve(&inputs.grants, inputs.tls.as_ref());
+
+    inputs.observe(Event::Started { step: Step::Install, subject: inputs.host() });
+    let OnHost { files, managed, exports } = match put_files(inputs, &mut link).await {
+        Ok(on_host) => on_host,
+        Err(source) => {
+            link.close().await;
+            return Err(Error::Install { host: inputs.host(), source });
+        }
+    };
+    inputs.observe(Event::Done { step: Step::Install, subject: inputs.host() });
+    inputs.log.record(audit::Entry { event: audit::Event::TunnelUp, ..audit::Entry::default() });
+    inputs.observe(Event::Ready {
+        host: inputs.host(),
+        port: link.ways.port,
+        socket: link.ways.socket.clone(),
+        files: link.ways.file,
+        url: link.ways.port.map(|port| files::url(port, inputs.tls.as_ref().map(|tls| tls.host()))),
+        profiles: inputs.grants.list().iter().map(|grant| grant.profile.to_string()).collect(),
+        directory: files.path().to_owned(),
+    });
+    Ok((Up { link, files, managed, since: Instant::now() }, exports))
 }
 
 impl Tunnel {
-    /// Connects, verifies, serves and installs, in this order. Nothing stays behind when it fails.
+    /// Connects, verifies, serves and installs. Nothing stays behind when it fails.
     pub(crate) async fn start(inputs: Inputs) -> Result<Self, Error> {
-        let mut link = Link::open(&inputs).await?;
-        let ours = link.facts.as_ref().map(|facts| facts.uid);
-        let uids = ours.into_iter().chain(inputs.allow_uids.iter().copied().map(crate::caller::Uid));
-        inputs.grants.allow(uids);
-        link.serve(&inputs.grants, inputs.tls.as_ref());
-
-        inputs.observe(Event::Started { step: Step::Install, subject: inputs.host() });
-        let on_host = match put_files(&inputs, &mut link).await {
-            Ok(on_host) => on_host,
-            Err(source) => {
+        let teller = Teller::default();
+        let observer = teller.first(&inputs.observer);
+        let first = Inputs { observer, ..inputs.clone() };
+        let (up, exports) = match Box::pin(bring_up(&first, None)).await {
+            Ok(up) => up,
+            Err(error) => {
                 inputs.grants.revoke_all();
-                link.close().await;
-                return Err(Error::Install { host: inputs.host(), source });
+                return Err(error);
             }
         };
-        inputs.observe(Event::Done { step: Step::Install, subject: inputs.host() });
-        inputs.log.record(audit::Entry { event: audit::Event::TunnelUp, ..audit::Entry::default() });
-        inputs.observe(Event::Ready {
-            host: inputs.host(),
-            port: link.ways.port,
-            socket: link.ways.socket.clone(),
-            files: link.ways.file,
-            url: link.ways.port.map(|port| files::url(port, inputs.tls.as_ref().map(|tls| tls.host()))),
-            profiles: inputs.grants.list().iter().map(|grant| grant.profile.to_string()).collect(),
-            directory: on_host.files.path().to_owned(),
-        });
-        Ok(Self { inputs, link, on_host })
+        let memory = Memory::of(&up);
+        Ok(Self { inputs, up: Some(up), exports, memory, teller })
     }
 
     /// Returns the exports for `shell`, or for the login shell of the host.
     pub(crate) fn exports(&self, shell: Option<Shell>) -> zeroize::Zeroizing<String> {
-        let shell = shell.or(self.on_host.exports.login_shell).unwrap_or_else(|| {
+        let shell = shell.or(self.exports.login_shell).unwrap_or_else(|| {
             if let Some(program) = self.login_shell() {
                 self.inputs.observe(Event::Notice {
                     message: format!("your login shell there is `{program}`, but these exports are for sh"),
@@ -137,69 +181,167 @@ impl Tunnel {
             }
             Shell::Sh
         });
-        shell.render(&self.on_host.exports.environment)
+        shell.render(&self.exports.environment)
     }
 
     /// Returns the path of the host's login shell.
     pub(crate) fn login_shell(&self) -> Option<&str> {
-        self.link.facts.as_ref()?.shell.as_deref()
+        self.up.as_ref()?.link.facts.as_ref()?.shell.as_deref()
     }
 
     /// Starts the login shell on the host, in our environment.
     pub(crate) async fn shell(&self, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
-        self.run(&files::shell_command(self.on_host.files.path()), pty).await
+        match self.inputs.options.tmux {
+            true => self.run(tmux::command, pty).await,
+            false => self.run(files::shell_command, pty).await,
+        }
     }
 
     /// Starts the command that was installed.
     pub(crate) async fn command(&self, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
-        self.run(&files::command_command(self.on_host.files.path()), pty).await
+        self.run(files::command_command, pty).await
     }
 
-    async fn run(&self, command: &str, pty: Option<&Pty>) -> Result<(Process, Pump), Error> {
-        let session = &self.link.session;
+    async fn run(
+        &self,
+        command: impl FnOnce(&str) -> String,
+        pty: Option<&Pty>,
+    ) -> Result<(Process, Pump), Error> {
+        let Some(Up { link, files, .. }) = &self.up else { return Err(self.gone().into()) };
+        let (session, command) = (&link.session, command(files.path()));
         Ok(match pty {
-            Some(pty) => session.exec_pty(Some(command), pty).await?,
-            None => session.exec(command, ssh::process::Keep::All).await?,
+            Some(pty) => session.exec_pty(Some(&command), pty).await?,
+            None => session.exec(&command, ssh::process::Keep::All).await?,
         })
     }
 
-    /// Drives the tunnel until `job` is done, or fails when the link is lost before.
+    fn gone(&self) -> Lost {
+        Lost::Connection { host: self.inputs.host(), source: ssh::handler::Ended::Closed }
+    }
+
+    /// Drives the tunnel until `job` is done, or fails when the link that it runs over is lost before.
     pub(crate) async fn during<T>(&mut self, job: impl Future<Output = T>) -> Result<T, Lost> {
+        let mut job = std::pin::pin!(job);
+        // The connection that the job runs over, where it is not that of the link any more.
+        let mut kept = None;
+        let outcome = loop {
+            let lost = tokio::select! {
+                // The job first: an exit status that came with the end of the connection counts.
+                biased;
+                done = &mut job => break Ok(done),
+                lost = self.supervise() => lost,
+            };
+            match self.up.take() {
+                Some(up) if kept.is_none() && lost.is_planned() => kept = Some(up.link.retire().await),
+                up if kept.is_none() => {
+                    self.up = up;
+                    break Err(lost);
+                }
+                up => self.up = up,
+            }
+            tokio::select! {
+                biased;
+                done = &mut job => break Ok(done),
+                back = self.reconnect(lost) => if let Err(error) = back {
+                    self.inputs.observe(Event::Warning { message: error.chain() });
+                    break Err(self.gone());
+                }
+            }
+        };
+        if let Some(session) = kept {
+            session.disconnect().await;
+        }
+        outcome
+    }
+
+    /// Watches the link until it is lost or should be renewed.
+    async fn supervise(&mut self) -> Lost {
         let host = self.inputs.host();
+        let Some(up) = &mut self.up else { return self.gone() };
+        let session = Arc::clone(&up.link.session);
+        let mut changes = wake::Watch::new(session.facts().peer);
+        let doubting = async {
+            loop {
+                let change = changes.changed().await;
+                tracing::debug!(?change, "looking whether the connection still works");
+                session.probe(wake::PROBE_TIMEOUT).await;
+                self.inputs.grants.poke();
+            }
+        };
+        let outgrown = async {
+            // Nobody is asked to log in again for what strangers do.
+            if session.took_a_person() || self.inputs.options.reconnect_for == Some(Duration::ZERO) {
+                std::future::pending::<()>().await;
+            }
+            Link::outgrown(&session).await;
+        };
         tokio::select! {
-            // The job first: an exit status that came with the end of the connection counts.
-            biased;
-            done = job => Ok(done),
-            lost = self.link.lost(&host) => Err(lost),
+            lost = up.link.lost(&host) => lost,
+            () = outgrown => Lost::Outgrown { host: host.clone() },
             never = trust::watch(self.inputs.tls.as_deref(), &host, &*self.inputs.observer) => match never {},
             never = watch::watch(&self.inputs.grants, &host, &*self.inputs.observer) => match never {},
+            never = doubting => match never {},
+        }
+    }
+
+    /// Returns why the link is gone, when whatever ran over it was just told that it is.
+    pub(crate) async fn lost(&mut self) -> Lost {
+        let host = self.inputs.host();
+        let Some(up) = &mut self.up else { return self.gone() };
+        match tokio::time::timeout(LOST_TIMEOUT, up.link.lost(&host)).await {
+            Ok(lost) => lost,
+            Err(_) => self.gone(),
+        }
+    }
+
+    /// Drives a tunnel in which nothing of ours runs, over as many links as it takes. Returns when none can be had.
+    pub(crate) async fn keep(&mut self) -> Error {
+        loop {
+            let lost = self.supervise().await;
+            if let Err(error) = self.reconnect(lost).await {
+                return error;
+            }
         }
     }
 
     /// Revokes, cleans the host, disconnects: within 2 s, whatever the host does.
     pub(crate) async fn stop(self, reason: &str) {
-        let Self { inputs, link, on_host: OnHost { files, managed, .. } } = self;
-        let over_sftp = matches!(link.hands, Hands::Sftp(_));
+        let Self { inputs, up, memory, .. } = self;
         inputs.grants.revoke_all();
-        if let Some(managed) = managed
-            && !matches!(tokio::time::timeout(UNMANAGE_TIMEOUT, managed.remove()).await, Ok(Ok(())))
-        {
-            inputs.observe(Event::Warning {
-                message: format!(
-                    "our profiles are still in `~/.aws/config` of {host} and lead nowhere now; the next connection \
-                     replaces them, and `broker clean {host}` removes them",
-                    host = inputs.host()
-                ),
-            });
-        }
-        let host_clean = link.close().await;
+        let (host_clean, stays_until) = match up {
+            Some(up) => take_down(&inputs, up).await,
+            // Whatever lay there had 45 s, and somebody may still be cut off with it.
+            None => (false, memory.stays_until),
+        };
         inputs.log.record(audit::Entry { event: audit::Event::TunnelDown, ..audit::Entry::default() });
-        // A helper cleans up after us in any case.
-        let stays_until = files.ends().filter(|_| over_sftp && !host_clean);
         let (host, reason) = (inputs.host(), reason.to_owned());
         inputs.observe(Event::Stopped { host, reason, host_clean, stays_until });
     }
 }
+
+/// Cleans the host and disconnects. Returns whether the host is known to be clean, and otherwise until when what stays
+/// there is worth something, where nothing else removes it.
+async fn take_down(inputs: &Inputs, up: Up) -> (bool, Option<SystemTime>) {
+    let Up { link, files, managed, .. } = up;
+    let over_sftp = matches!(link.hands, Hands::Sftp(_));
+    if let Some(managed) = managed
+        && !matches!(tokio::time::timeout(UNMANAGE_TIMEOUT, managed.remove()).await, Ok(Ok(())))
+    {
+        inputs.observe(Event::Warning {
+            message: format!(
+                "our profiles are still in `~/.aws/config` of {host} and lead nowhere now; the next connection \
+                 replaces them, and `broker clean {host}` removes them",
+                host = inputs.host()
+            ),
+        });
+    }
+    let host_clean = link.close().await;
+    // A helper cleans up after us in any case.
+    (host_clean, files.ends().filter(|_| over_sftp && !host_clean))
+}
+
+/// The connection says why it ended a moment after it did.
+const LOST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The removal is a round trip and a rename, and part of the two seconds that a stop may take.
 const UNMANAGE_TIMEOUT: Duration = Duration::from_millis(600);

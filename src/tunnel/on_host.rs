@@ -14,6 +14,7 @@ use crate::{
         install::{self, Hands, Installed},
         managed::{self, Managed},
         shadow::{self, Shadow, Variable},
+        tmux,
     },
 };
 
@@ -87,7 +88,10 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
         reach: travels::reach(place, link.facts.as_ref()),
     };
     let environment = layout.environment(directory.path());
-    let files = layout.files(directory.path());
+    let mut files = layout.files(directory.path());
+    if inputs.options.tmux {
+        files.extend(tmux::file(directory.path()));
+    }
     let sections = layout.sections(directory.path());
     let installed = Arc::new(directory.install(files).await?);
     if link.ways.file {

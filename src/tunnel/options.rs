@@ -1,5 +1,7 @@
 //! What a tunnel is asked to be, checked by `config`.
 
+use std::time::Duration;
+
 /// Which port on the host.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum PortWish {
@@ -52,4 +54,8 @@ pub(crate) struct Options {
     pub(crate) install_profiles: bool,
     /// `--remote-config keep`: the host's own configuration stays in force.
     pub(crate) keep_config: bool,
+    /// `--tmux`: the shell runs inside tmux on the host, and so outlives a link.
+    pub(crate) tmux: bool,
+    /// `--reconnect-for`: how long a lost link is tried to be replaced; for ever where nothing was said.
+    pub(crate) reconnect_for: Option<Duration>,
 }

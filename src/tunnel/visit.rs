@@ -42,7 +42,7 @@ impl Visit {
     ) -> Result<Self, Error> {
         let subject = format!("{}@{}", target.user, target.original);
         observer(Event::Started { step: Step::Connect, subject: subject.clone() });
-        let session = connect(target, host_keys, human, |_| {}).await?;
+        let session = connect(target, None, host_keys, human, |_| {}).await?;
         observer(Event::Done { step: Step::Connect, subject });
         let mut tasks = JoinSet::new();
         let host = target.original.clone();

@@ -189,7 +189,7 @@ fn a_hop_that_lets_nobody_in_or_further_is_named() {
 }
 
 #[test]
-fn a_hop_that_dies_ends_the_tunnel_and_is_named() {
+fn row_42_a_hop_that_dies_is_named_and_the_way_is_gone_anew() {
     if sandbox::isolated!() {
         return;
     }
@@ -198,11 +198,14 @@ fn a_hop_that_dies_ends_the_tunnel_and_is_named() {
         let hops = Hops::chained(&world, hop());
         let mut tunnel = world.tunnel(&["-p", "dev"]);
         assert_eq!(hops.0[dead].kill_connections(), 1);
-        let output = tunnel.process.wait(PATIENCE);
-        world.heard("broker", &output);
-        assert_eq!(output.code, Some(5), "{output}");
+        let said = tunnel.process.wait_for_line(Stream::Stderr, "connecting again", PATIENCE);
         let told = format!("the connection to the jump host `hop{}` ended", dead + 1);
-        assert!(output.stderr().contains(&told), "{output}");
+        assert!(said.contains(&told), "{said}");
+        tunnel.process.wait_for_line(Stream::Stderr, "back after", PATIENCE);
+        let user = world.sshd.user().clone();
+        assert_eq!(world.fetch(&user, tunnel.url(), Some(&tunnel.token())).status(), 200);
+        let output = tunnel.stop(&mut world);
+        assert_eq!(output.code, Some(130), "{output}");
         hops.wait_until_left();
         world.wait_for_clean_host();
         world.assert_clean();
@@ -348,7 +351,7 @@ fn however_we_end_the_process_group_of_the_proxy_command_ends_too() {
 }
 
 #[test]
-fn a_proxy_command_that_dies_ends_the_tunnel_and_is_named() {
+fn row_42_a_proxy_command_that_dies_is_named_and_started_anew() {
     if sandbox::isolated!() {
         return;
     }
@@ -357,10 +360,13 @@ fn a_proxy_command_that_dies_ends_the_tunnel_and_is_named() {
     let mut tunnel = world.tunnel(&["-p", "dev"]);
     let group = proxy_group(&tunnel.process);
     nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), Signal::SIGKILL).unwrap();
-    let output = tunnel.process.wait(PATIENCE);
-    world.heard("broker", &output);
-    assert_eq!(output.code, Some(5), "{output}");
-    assert!(output.stderr().contains("the ProxyCommand (`bash`) was ended by signal 9"), "{output}");
+    let said = tunnel.process.wait_for_line(Stream::Stderr, "connecting again", PATIENCE);
+    assert!(said.contains("the ProxyCommand (`bash`) was ended by signal 9"), "{said}");
+    tunnel.process.wait_for_line(Stream::Stderr, "back after", PATIENCE);
+    let user = world.sshd.user().clone();
+    assert_eq!(world.fetch(&user, tunnel.url(), Some(&tunnel.token())).status(), 200);
+    let output = tunnel.stop(&mut world);
+    assert_eq!(output.code, Some(130), "{output}");
     world.wait_for_clean_host();
     world.assert_clean();
 }

@@ -252,7 +252,7 @@ fn what_a_broken_connection_leaves_is_told_and_goes_with_the_next_one() {
         return;
     }
     let mut world = sftp_only(user());
-    let mut tunnel = world.tunnel(&["-p", "dev", "-p", "audit"]);
+    let mut tunnel = world.tunnel(&["-p", "dev", "-p", "audit", "--reconnect-for", "0"]);
     let directory = tunnel.directory();
     assert_eq!(world.sshd.kill_connections(), 1);
     let output = tunnel.process.wait(PATIENCE);
@@ -360,6 +360,30 @@ fn what_replaced_our_directory_is_not_followed() {
 }
 
 #[test]
+fn a_lost_connection_is_replaced_and_the_files_are_where_they_were() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = sftp_only(user());
+    let mut tunnel = world.tunnel(&["-p", "dev", "-p", "audit"]);
+    let directory = tunnel.directory();
+    for _ in 0..2 {
+        assert_eq!(world.sshd.kill_connections(), 1);
+        let said = tunnel.process.wait_for_line(Stream::Stderr, "back after", PATIENCE);
+        assert!(said.contains("in files as before"), "{said}");
+        assert_private(&world, &directory);
+        assert_roles(&mut world, &environment(&tunnel));
+    }
+    // Lost for good and stopped meanwhile, it is told what stays.
+    world.sshd.configure(&["PubkeyAuthentication no".to_owned()]);
+    world.sshd.kill_connections();
+    let output = tunnel.process.wait(PATIENCE);
+    world.heard("broker connect -N", &output);
+    assert_eq!(output.code, Some(5), "{output}");
+    assert!(output.stderr().contains("could not be removed: they end at "), "{output}");
+}
+
+#[test]
 fn a_host_that_froze_does_not_hold_a_stop_for_more_than_two_seconds() {
     if sandbox::isolated!() {
         return;
@@ -385,7 +409,7 @@ fn an_sftp_server_that_dies_alone_ends_the_tunnel_in_words() {
         .config("Subsystem sftp /usr/lib/openssh/sftp-server")
         .config("ForceCommand /usr/lib/openssh/sftp-server");
     let mut world = World::with(options);
-    let mut tunnel = world.tunnel(&["-p", "dev"]);
+    let mut tunnel = world.tunnel(&["-p", "dev", "--reconnect-for", "0"]);
     let servers =
         Command::new("pgrep").args(["-u", &world.sshd.user().name, "-x", "sftp-server"]).output().unwrap();
     for pid in String::from_utf8(servers.stdout).unwrap().lines() {

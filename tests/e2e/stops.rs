@@ -49,7 +49,7 @@ fn on_a_silent_link_the_tokens_are_gone_within_45_seconds_and_we_notice_too() {
         return;
     }
     let mut world = World::with(SshdOptions::default().relay());
-    let mut tunnel = world.tunnel(&["-p", "dev"]);
+    let mut tunnel = world.tunnel(&["-p", "dev", "--reconnect-for", "0"]);
     let file = tunnel.token_file();
     // The host hears nothing more, not even that the connection has ended.
     world.sshd.pause_network(true);
@@ -73,7 +73,7 @@ fn of_a_laptop_that_sleeps_the_tokens_are_gone_within_45_seconds() {
         return;
     }
     let mut world = World::new();
-    let mut tunnel = world.tunnel(&["-p", "dev"]);
+    let mut tunnel = world.tunnel(&["-p", "dev", "--reconnect-for", "0"]);
     let file = tunnel.token_file();
     tunnel.process.signal(Signal::SIGSTOP);
     wait_until_gone(&file, SILENCE);
@@ -111,7 +111,7 @@ fn when_sshd_dies_we_say_so_and_the_host_is_clean() {
         return;
     }
     let mut world = World::new();
-    let mut tunnel = world.tunnel(&["-p", "dev"]);
+    let mut tunnel = world.tunnel(&["-p", "dev", "--reconnect-for", "0"]);
     assert_eq!(world.sshd.kill_connections(), 1);
     let output = tunnel.process.wait(PATIENCE);
     assert_eq!(output.code, Some(5), "{output}");
@@ -263,7 +263,7 @@ fn stopped_while_the_host_is_being_set_up_nothing_stays_there() {
 
 /// An interactive shell on a terminal, and the terminal's settings as they were before.
 fn shell(world: &World) -> (Terminal, String) {
-    let connect = world.connect(&["-p", "dev"]);
+    let connect = world.connect(&["-p", "dev", "--reconnect-for", "0"]);
     // The settings are those of a terminal in use, not of a new one; and there is job control, as people have it.
     let script = "stty erase ^H -ixon; echo be''fore; read x; set -m; \"$0\" \"$@\"; code=$?; \
                   if [ $code = 148 ]; then echo sus''pended; read x; fg; code=$?; fi; \

@@ -98,6 +98,12 @@ impl World {
         }
     }
 
+    /// Writes the host's key, as it is now, into the laptop's known_hosts.
+    pub fn trust_host(&self) {
+        let line = self.sshd.known_hosts_line("127.0.0.1");
+        self.laptop.write(".ssh/known_hosts", format!("{line}\n"), 0o600);
+    }
+
     /// `broker` with these arguments, as the laptop's user.
     pub fn broker(&self, arguments: &[&str]) -> Command {
         let mut command = self.laptop.command(program());
@@ -293,18 +299,36 @@ impl World {
 
     /// The command lines of the host's user in this test's network.
     pub fn running_on_host(&self) -> Vec<String> {
+        self.processes_on_host().into_values().collect()
+    }
+
+    /// The processes of the host's user in this test's network, with their command lines.
+    pub fn processes_on_host(&self) -> BTreeMap<i32, String> {
         use std::os::unix::fs::MetadataExt as _;
 
         let here = std::fs::read_link("/proc/self/ns/net").unwrap();
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         let running = processes.filter_map(|entry| {
+            let id = entry.file_name().to_str()?.parse().ok()?;
             let ours = entry.metadata().ok()?.uid() == self.sshd.user().uid
                 && std::fs::read_link(entry.path().join("ns/net")).ok()? == here;
             let command = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
             // One that has ended and was not waited for has no command line.
-            (ours && !command.is_empty()).then(|| command.replace('\0', " "))
+            (ours && !command.is_empty()).then(|| (id, command.replace('\0', " ")))
         });
         running.collect()
+    }
+
+    /// Kills the one process of the host's user whose command line begins like this.
+    #[track_caller]
+    pub fn kill_on_host(&self, begins: &str) {
+        let found: Vec<i32> = self
+            .processes_on_host()
+            .into_iter()
+            .filter_map(|(id, command)| command.starts_with(begins).then_some(id))
+            .collect();
+        let [id] = found[..] else { panic!("not one but {} of `{begins}`", found.len()) };
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 }
 

@@ -23,7 +23,7 @@ while True:
 "#;
 
 /// Another user listens there until the end of the test.
-fn squat(world: &World, user: &User, address: &str, port: u16) -> Process {
+pub(crate) fn squat(world: &World, user: &User, address: &str, port: u16) -> Process {
     squat_with(world, |line| world.as_user(user, line[0], &line[1..]), address, port)
 }
 

@@ -71,10 +71,10 @@ async fn log_in(
 ) -> Result<Session, Error> {
     // Without a verdict of its own nothing is accepted from a jump host: the target's keys are not its keys.
     let keys = host_keys.of_jump().ok_or_else(|| Error::NoJumpKeys { hop: hop.original.clone() })?;
-    let stream = dial(hop, &keys, human).await?;
-    let peer = stream.peer();
+    let stream = dial(hop, None, &keys, human).await?;
+    let (peer, person) = (stream.peer(), stream.took_a_person());
     let connection = Unauthenticated::open(stream, peer, hop, keys, Arc::clone(human)).await?;
-    connection.authenticate(hop).await
+    Ok(connection.authenticate(hop).await?.after_a_person(person))
 }
 
 fn not_carried(hop: &Target, target: &Target, refused: ChannelRefused) -> Error {
@@ -94,6 +94,10 @@ fn refused_with(hop: &Target, target: &Target, prohibited: bool, text: String) -
 }
 
 impl Carried {
+    pub(super) fn took_a_person(&self) -> bool {
+        self.session.took_a_person()
+    }
+
     /// Says that the jump host is gone, where it is that and not the target behind it.
     fn broken(&self) -> Option<io::Error> {
         let source = self.session.ended_already()?;

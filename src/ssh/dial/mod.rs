@@ -20,8 +20,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-pub(crate) use self::tcp::Cause;
 pub(super) use self::tcp::is_loopback;
+pub(crate) use self::tcp::{Before, Cause};
 use super::{
     error::Error,
     handler::Ended,
@@ -86,6 +86,15 @@ impl Dialled {
         }
     }
 
+    /// Returns whether a person was needed on the way.
+    pub(crate) fn took_a_person(&self) -> bool {
+        match &self.0 {
+            Carrier::Jump(carried) => carried.took_a_person(),
+            // A command may ask on the terminal, of which we learn nothing.
+            Carrier::Tcp(_) | Carrier::Command(_) => false,
+        }
+    }
+
     fn stream(&mut self) -> Pin<&mut dyn Duplex> {
         match &mut self.0 {
             Carrier::Tcp(tcp) => Pin::new(tcp),
@@ -95,14 +104,15 @@ impl Dialled {
     }
 }
 
-/// Goes the way to `target`. `host_keys` decides on the jump hosts' keys, and `human` is asked what they ask for.
+/// Goes the way to `target`, where it was reached `before`. `host_keys` decides on the jump hosts' keys, and `human` is asked what they ask for.
 pub(crate) async fn dial(
     target: &Target,
+    before: Option<Before>,
     host_keys: &Arc<dyn HostKeys>,
     human: &Arc<dyn Human>,
 ) -> Result<Dialled, Error> {
     Ok(Dialled(match &target.way {
-        Way::Direct => Carrier::Tcp(tcp::connect(target).await?),
+        Way::Direct => Carrier::Tcp(tcp::connect(target, before).await?),
         Way::Command(proxy) => Carrier::Command(Box::new(command::start(proxy, target, human)?)),
         // A chain is as deep as it has hops, and each is resolved before we dial: it ends.
         Way::Jump(hop) => {

@@ -124,18 +124,46 @@ impl Tcp {
     }
 }
 
-/// Connects to `target`, from where it wants.
-pub(super) async fn connect(target: &Target) -> Result<Tcp, Error> {
+/// The address that answered before, of a name that may have several.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Before {
+    pub(crate) address: SocketAddr,
+    /// Whether another address of the name will not do: what was left there is on that machine.
+    pub(crate) alone: bool,
+}
+
+impl Before {
+    /// Puts the address first, or leaves it alone among what the name resolves to now. Where the name has it no more
+    /// the machine has moved, or we have.
+    fn prefer(self, mut resolved: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        if resolved.contains(&self.address) {
+            resolved.retain(|address| *address != self.address && !self.alone);
+            resolved.insert(0, self.address);
+        }
+        resolved
+    }
+}
+
+/// Connects to `target`, from where it wants; `before` says where it was reached before.
+pub(super) async fn connect(target: &Target, before: Option<Before>) -> Result<Tcp, Error> {
     let unreachable =
         |cause| Error::Unreachable { host: target.hostname.clone(), port: target.port, source: cause };
     let deadline = Instant::now() + target.connect_timeout;
     let resolving = tokio::net::lookup_host((target.hostname.as_str(), target.port));
     let addresses: Vec<_> = match timeout_at(deadline, resolving).await {
         Err(_) => return Err(unreachable(Cause::TimedOut(target.connect_timeout))),
-        Ok(Err(error)) => return Err(unreachable(Cause::NameNotFound(error))),
+        Ok(Err(error)) => match before {
+            // Names are often not back yet when the network is.
+            Some(before) => vec![before.address],
+            None => return Err(unreachable(Cause::NameNotFound(error))),
+        },
         Ok(Ok(addresses)) => addresses.collect(),
     };
     let addresses = in_order(addresses, target.address_family);
+    let addresses = match before {
+        Some(before) => before.prefer(addresses),
+        None => addresses,
+    };
     if addresses.is_empty() {
         return Err(unreachable(Cause::NoAddress(target.address_family)));
     }
@@ -330,6 +358,16 @@ mod tests {
     }
 
     #[test]
+    fn a_name_with_several_addresses_stays_on_the_machine_that_it_was_on() {
+        let list = addresses(&["192.0.2.1:22", "192.0.2.2:22", "192.0.2.3:22"]);
+        let before = |alone| Before { address: list[1], alone };
+        assert_eq!(before(true).prefer(list.clone()), list[1..2]);
+        assert_eq!(before(false).prefer(list.clone()), [list[1], list[0], list[2]]);
+        let moved = addresses(&["198.51.100.1:22"]);
+        assert_eq!(before(true).prefer(moved.clone()), moved);
+    }
+
+    #[test]
     fn loopback_is_recognised_however_it_is_written() {
         for yes in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
             assert!(is_loopback(yes), "{yes}");
@@ -345,7 +383,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         drop(listener);
         let target = Target { hostname: "127.0.0.1".into(), port, ..target() };
-        let error = connect(&target).await.unwrap_err();
+        let error = connect(&target, None).await.unwrap_err();
         assert_eq!(error.to_string(), format!("could not reach `127.0.0.1:{port}`"));
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert_eq!(cause, "connection refused (127.0.0.1)");
@@ -366,12 +404,12 @@ mod tests {
             (Some("127.0.0.7"), Some("none"), "127.0.0.7"),
             (None, Some("lo"), "127.0.0.1"),
         ] {
-            let connected = connect(&with(address, interface)).await.unwrap();
+            let connected = connect(&with(address, interface), None).await.unwrap();
             assert_eq!(listener.accept().await.unwrap().1.ip().to_string(), expected);
             drop(connected);
         }
         for (address, interface) in [(Some("192.0.2.7"), None), (None, Some("none")), (Some("::1"), None)] {
-            let error = connect(&with(address, interface)).await.unwrap_err();
+            let error = connect(&with(address, interface), None).await.unwrap_err();
             let cause = std::error::Error::source(&error).unwrap().to_string();
             assert!(
                 ["no address to connect from", "assign requested", "other family"]
@@ -389,9 +427,9 @@ mod tests {
         listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let port = listener.local_addr().unwrap().port();
         let once = Target { hostname: "127.0.0.1".into(), port, ..target() };
-        connect(&once).await.unwrap_err();
+        connect(&once, None).await.unwrap_err();
         let often = Target { connection_attempts: 20, ..once };
-        let connecting = async { connect(&often).await.map(drop) };
+        let connecting = async { connect(&often, None).await.map(drop) };
         let listening = async {
             tokio::task::yield_now().await;
             listener.listen(1).unwrap()

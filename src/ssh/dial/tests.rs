@@ -21,7 +21,7 @@ fn through(line: &str) -> Target {
 async fn start(line: &str, person: &Arc<Person>) -> Dialled {
     let keys = Arc::new(Trusting::default()) as Arc<dyn HostKeys>;
     let human = Arc::clone(person) as Arc<dyn Human>;
-    dial(&through(line), &keys, &human).await.unwrap()
+    dial(&through(line), None, &keys, &human).await.unwrap()
 }
 
 async fn read_all(dialled: &mut Dialled) -> (String, io::Result<usize>) {

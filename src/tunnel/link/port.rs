@@ -5,11 +5,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     task::JoinSet,
+    time::{Instant, sleep},
 };
 use tracing::debug;
 
 use super::{
-    super::{CallerCheck, Error, Event, Inputs, PortWish, reraise, trust},
+    super::{CallerCheck, Error, Event, Inputs, PortWish, reconnect::Again, reraise, trust},
     Link,
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
         install::Key,
         probe::{self, Attempt, Probes},
         sockets,
+        stale::How,
     },
     ssh::{
         error::ForwardRefused,
@@ -31,11 +33,18 @@ impl Link {
     pub(super) async fn open_port(
         &mut self,
         inputs: &Inputs,
+        again: Option<&Again>,
         helper: (&Helper, &Facts),
         wanted: u16,
         asked: Result<(Forward, u16), ForwardRefused>,
     ) -> Result<(), Error> {
         self.trust = Box::pin(trust::ask(inputs, helper.0)).await?;
+        let asked = match asked {
+            Err(refused @ ForwardRefused::Denied { .. }) => {
+                self.freed(again, helper, wanted).await.map(|forward| (forward, wanted)).ok_or(refused)
+            }
+            asked => asked,
+        };
         let (forward, port) = match asked {
             Ok((forward, _)) => (forward, wanted),
             Err(refused) => self.another_port(inputs, helper, wanted, refused).await?,
@@ -45,6 +54,35 @@ impl Link {
         self.forwards.push(forward);
         self.ways.port = Some(port);
         Ok(())
+    }
+
+    /// Ends dead connections of ours that the host still believes in, and takes the port if one of them had it.
+    async fn freed(
+        &self,
+        again: Option<&Again>,
+        (helper, facts): (&Helper, &Facts),
+        wanted: u16,
+    ) -> Option<Forward> {
+        for how in [How::Ask, How::Kill] {
+            let mut told = false;
+            for grave in &again?.graves {
+                let freed = grave.free(helper, facts, how).await;
+                debug!(?grave, ?how, ?freed, "ended a dead connection of ours");
+                told |= freed.unwrap_or(false);
+            }
+            if !told {
+                return None;
+            }
+            let deadline = Instant::now() + FREE_TIMEOUT;
+            while Instant::now() < deadline {
+                match self.session.forward_tcp(wanted).await {
+                    Ok((forward, _)) => return Some(forward),
+                    Err(ForwardRefused::Denied { .. }) => sleep(FREE_POLL).await,
+                    Err(_) => return None,
+                }
+            }
+        }
+        None
     }
 
     /// Finds out why the port was refused, and takes one of our own where that is what the user wants.
@@ -229,3 +267,9 @@ const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A user with more live brokers than this on one host has to name ports.
 const FALLBACK_PORTS: u16 = 8;
+
+/// sshd ends within 0.1 s of being told to, where it can.
+const FREE_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// Nobody tells when a port is free.
+const FREE_POLL: Duration = Duration::from_millis(30);
