@@ -13,8 +13,12 @@ use super::{
 use crate::{
     config::{Environment, Job, Plan},
     remote::exports::Shell,
-    ssh::{inbox::Exit, terminal::Outcome},
-    tunnel::{Lost, Tunnel},
+    ssh::{
+        error::{ChannelRefused, Error as Ssh},
+        inbox::Exit,
+        terminal::Outcome,
+    },
+    tunnel::{self, Lost, Tunnel},
 };
 
 /// Runs what the tunnel is for, until it ends or the tunnel is lost for good.
@@ -86,7 +90,15 @@ async fn once(
         Job::Command { .. } => tunnel.command(pty.as_ref()).await,
         Job::Shell { .. } | Job::Exports { .. } => tunnel.shell(pty.as_ref()).await,
     };
-    let (process, pump) = started.map_err(tunnel_failure)?;
+    let (process, pump) = match started {
+        Ok(started) => started,
+        // Lost before it began.
+        Err(tunnel::Error::Lost(lost)) => return Ok(Err(lost)),
+        Err(tunnel::Error::Ssh(Ssh::ChannelRefused(ChannelRefused::Closed { .. }))) => {
+            return Ok(Err(tunnel.lost().await));
+        }
+        Err(error) => return Err(tunnel_failure(error)),
+    };
     if tty && !process.has_pty {
         // As ssh goes on too; but nobody would guess why there is no prompt.
         terminal.warning(&format!(
