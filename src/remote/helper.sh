@@ -537,21 +537,21 @@ while IFS= read -r l; do
         done;
         [ "$7" = "$5" ] || tail -c "+$(($7 + 1))" "$f";
       } > "$r";
+      a="no write";
       if [ "$r" = /dev/null ]; then
-        say no write;
+        true;
       elif ! same "$4" "$5"; then
-        say no changed;
+        a="no changed";
       else
         s=$(wc -c < "$K");
         if [ "$(($s))" = "$(($6 + $8 + $5 - $7))" ] && mv -f "$K" "$f"; then
-          say ok $(cksum < "$f");
-        else
-          say no write;
+          a="ok $(cksum < "$f")";
         fi;
       fi;
       [ -z "$K" ] || rm -f "$K";
       K=;
-      release;;
+      release;
+      say $a;;
     (discard)
       meant "$3" || f=;
       hold;
