@@ -95,7 +95,7 @@ fn a_helper_that_is_killed_ends_the_tunnel_in_words_and_nothing_stays() {
     }
     let mut world = World::new();
     for transport in TRANSPORTS {
-        let tunnel = world.tunnel(&["-p", "dev", "--transport", transport]);
+        let tunnel = world.tunnel(&["-p", "dev", "--transport", transport, "--reconnect-for", "0"]);
         kill(helper_of(&tunnel.directory()), Signal::SIGKILL).unwrap();
         let mut process = tunnel.process;
         let output = process.wait(PATIENCE);
@@ -124,7 +124,7 @@ fn a_link_in_the_place_of_our_directory_is_not_followed() {
         let precious = PathBuf::from("/dev/shm/precious");
         own_directory(&precious, 0o700);
         std::fs::write(precious.join("thesis"), "precious").unwrap();
-        let tunnel = world.tunnel(&["-p", "dev", "--transport", transport]);
+        let tunnel = world.tunnel(&["-p", "dev", "--transport", transport, "--reconnect-for", "0"]);
         let (directory, moved) = (tunnel.directory(), PathBuf::from("/dev/shm/moved"));
         std::fs::rename(&directory, &moved).unwrap();
         symlink(&precious, &directory).unwrap();
@@ -158,7 +158,7 @@ fn a_disk_that_fills_up_under_a_running_tunnel_ends_it_in_words_with_nothing_hal
     mount(Path::new("/dev/shm"), "mode=1777,size=256k");
     let mut world = World::new();
     world.aws.set_role_life(Duration::from_secs(15));
-    let tunnel = world.tunnel(&["-p", "dev", "--transport", "file"]);
+    let tunnel = world.tunnel(&["-p", "dev", "--transport", "file", "--reconnect-for", "0"]);
     // The disk is full when it gives no more.
     let mut dd = Command::new("dd");
     dd.args(["if=/dev/zero", "of=/dev/shm/fill", "bs=1k"]);
