@@ -22,6 +22,7 @@ mod identity;
 mod job;
 mod keyboard;
 mod limits;
+mod log;
 mod login;
 mod logout;
 mod notify;
@@ -43,10 +44,6 @@ use std::{
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::Level;
-use tracing_subscriber::{
-    Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
-};
 
 use self::{
     failure::{Failure, Kind},
@@ -174,7 +171,7 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     let terminal =
         std::sync::Arc::new(Terminal::new(style(&cli.output, Some(&environment)), Clock::system()));
-    log(&cli.output, terminal.stderr());
+    log::start(&cli.output, terminal.stderr());
 
     // One thread: fastest and smallest as measured, so every await has its deadline and nothing blocks here.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -355,23 +352,6 @@ fn room_enough(allowed: u64) -> Result<(), Failure> {
     }
     let what = format!("a process may have {allowed} open files here, and broker needs {OPEN_FILES}");
     Err(Failure::new(Kind::Failed, what).with_hint(Some(format!("`ulimit -n {OPEN_FILES}`, or more"))))
-}
-
-/// Sends our own log lines to stderr under `-v`. Other crates' lines stay out: some print requests at debug level.
-fn log(output: &Output, stderr: stderr::Stderr) {
-    let level = match output.verbose {
-        0 => return,
-        1 => Level::DEBUG,
-        _ => Level::TRACE,
-    };
-    let ours = Targets::new().with_target("broker", level);
-    let lines = tracing_subscriber::fmt::layer().with_writer(move || stderr.clone()).with_ansi(false);
-    let registry = tracing_subscriber::registry();
-    // Fails only when a subscriber is there already, which then gets the lines.
-    match output.log_format {
-        LogFormatArgument::Text => drop(registry.with(lines.with_filter(ours)).try_init()),
-        LogFormatArgument::Json => drop(registry.with(lines.json().with_filter(ours)).try_init()),
-    }
 }
 
 /// A signal that ends us.

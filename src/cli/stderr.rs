@@ -29,7 +29,7 @@ struct Queue {
     lines: Mutex<Lines>,
     changed: Condvar,
     /// Says how many lines were left out.
-    missed: fn(u64) -> String,
+    missed: Box<dyn Fn(u64) -> String + Send + Sync>,
 }
 
 #[derive(Default)]
@@ -44,8 +44,8 @@ struct Lines {
 
 impl Stderr {
     /// `missed` makes the line that stands for so many lines that nobody had room for.
-    pub(super) fn new(missed: fn(u64) -> String) -> Self {
-        let queue = Queue { lines: Mutex::default(), changed: Condvar::new(), missed };
+    pub(super) fn new(missed: impl Fn(u64) -> String + Send + Sync + 'static) -> Self {
+        let queue = Queue { lines: Mutex::default(), changed: Condvar::new(), missed: Box::new(missed) };
         Self { queue: Arc::new(queue) }
     }
 

@@ -89,9 +89,10 @@ impl Terminal {
             Color::Auto => tty && !style.no_color,
         } && style.format == LogFormat::Text;
         let live = tty && style.format == LogFormat::Text && !style.quiet;
-        let stderr = Stderr::new(match style.format {
-            LogFormat::Text => |count| format!("broker: {count} lines were not shown: nobody read them\n"),
-            LogFormat::Json => |count| format!("{}\n", json!({ "event": "missed", "lines": count })),
+        let (format, now) = (style.format, clock.clone());
+        let stderr = Stderr::new(move |count| match format {
+            LogFormat::Text => format!("broker: {count} lines were not shown: nobody read them\n"),
+            LogFormat::Json => json_line("missed", [("lines", json!(count))], &now),
         });
         let asking = tokio::sync::Mutex::default();
         let (live, colored) = (AtomicBool::new(live), AtomicBool::new(colored));
@@ -326,11 +327,8 @@ impl Terminal {
         self.err(&format!("broker: {level}{}{newline}", message.replace('\n', newline)));
     }
 
-    fn json(&self, mut fields: serde_json::Map<String, serde_json::Value>) {
-        let now = time::OffsetDateTime::from(self.clock.now());
-        let time = now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
-        fields.insert("time".into(), json!(time));
-        self.err(&format!("{}\n", serde_json::Value::Object(fields)));
+    fn json(&self, fields: serde_json::Map<String, serde_json::Value>) {
+        self.err(&stamped(fields, &self.clock));
     }
 
     fn end_step_line(&self) {
@@ -427,6 +425,24 @@ impl Human for Terminal {
             }
         })
     }
+}
+
+/// Returns the line of an event.
+pub(super) fn json_line<'a>(
+    event: &str,
+    fields: impl IntoIterator<Item = (&'a str, serde_json::Value)>,
+    clock: &Clock,
+) -> String {
+    let mut all = serde_json::Map::from_iter([("event".to_owned(), event.into())]);
+    all.extend(fields.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    stamped(all, clock)
+}
+
+fn stamped(mut fields: serde_json::Map<String, serde_json::Value>, clock: &Clock) -> String {
+    let now = time::OffsetDateTime::from(clock.now());
+    let time = now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
+    fields.insert("time".into(), time.into());
+    format!("{}\n", serde_json::Value::Object(fields))
 }
 
 /// Returns what is said while a step runs, and when it is done.

@@ -787,7 +787,7 @@ fn a_host_with_no_place_for_a_token_gets_none() {
     world.assert_clean();
 }
 
-fn fingerprint_of(world: &World, known_hosts_line: &str) -> String {
+pub(crate) fn fingerprint_of(world: &World, known_hosts_line: &str) -> String {
     let path = world.laptop.write("one-line", known_hosts_line, 0o600);
     let mut keygen = world.laptop.command("ssh-keygen");
     keygen.arg("-lf").arg(path);

@@ -39,6 +39,8 @@ pub struct World {
     said: Vec<Place>,
     /// Tokens that broker put on the host, as far as the test saw them.
     tokens: Vec<String>,
+    /// What programs of this test printed as events.
+    events: Vec<String>,
 }
 
 impl World {
@@ -81,7 +83,7 @@ impl World {
             known_hosts_line: sshd.known_hosts_line("127.0.0.1"),
             key: sshd.client_key(),
         });
-        let world = Self { aws, sshd, laptop, said: Vec::new(), tokens: Vec::new() };
+        let world = Self { aws, sshd, laptop, said: Vec::new(), tokens: Vec::new(), events: Vec::new() };
         world.own_aws_files();
         world
     }
@@ -129,6 +131,12 @@ impl World {
     pub fn heard(&mut self, name: &str, output: &Output) {
         self.said.push(Place::output(format!("{name}: stdout"), output.stdout.clone()));
         self.said.push(Place::output(format!("{name}: stderr"), output.stderr.clone()));
+        // A command may say something there as well.
+        let events: String =
+            output.stderr().split_inclusive('\n').filter(|line| line.starts_with("{\"")).collect();
+        if !events.is_empty() {
+            self.events.push(events);
+        }
     }
 
     /// Starts `broker connect bastion -N` and waits for the exports.
@@ -245,6 +253,7 @@ impl World {
     /// No secret is in any output, log, argument list or file, but the SSO cache of the laptop.
     #[track_caller]
     pub fn assert_no_secret(&self) {
+        crate::events::assert_documented(&self.events);
         let mut secrets = self.aws.secrets();
         secrets.extend(self.tokens.iter().map(|token| token.trim_start_matches("Bearer ").to_owned()));
         let mut places = self.said.clone();
