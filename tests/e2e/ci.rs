@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     refusals::fingerprint_of,
-    support::{ACCOUNT, PATIENCE, STOP, World},
+    support::{ACCOUNT, PATIENCE, REGION, STOP, World, checkout, sdk},
 };
 
 /// One row of the table in the README.
@@ -193,4 +193,79 @@ fn code_130_is_an_interruption() {
     }
     world.wait_for_clean_host();
     world.assert_clean();
+}
+
+/// Runs the steps of an example in `docs/ci`, twice: with a deployment that succeeds, and one that fails.
+#[track_caller]
+fn example_works(service: &str, file: &str, environment: &[(&str, &str)]) {
+    let mut world = World::fresh_home();
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/deploy");
+    let whoami =
+        [sdk("python/bin/python"), sdk("whoami.py")].map(|path| path.display().to_string()).join(" ");
+    let program = crate::support::program();
+    let mut sum = world.laptop.command("sha256sum");
+    sum.arg(&program);
+    let sum = world.run(sum).success().stdout();
+    let key = std::fs::read_to_string(world.laptop.join(".ssh/key-bastion")).unwrap();
+    let pin = fingerprint_of(&world, &world.sshd.known_hosts_line("127.0.0.1"));
+    std::fs::remove_dir_all(world.laptop.join(".ssh")).unwrap();
+    std::fs::remove_dir_all(world.laptop.join(".aws")).unwrap();
+    let github = format!("{}/github?api-version=2.0", world.aws.endpoint());
+    let mut set: serde_json::Map<String, Value> =
+        environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+    if service == "github" {
+        set.insert("ACTIONS_ID_TOKEN_REQUEST_URL".into(), github.into());
+    }
+    let settings = serde_json::json!({
+        "environment": set,
+        "vars": {
+            "AWS_ROLE_ARN": role,
+            "AWS_REGION": REGION,
+            "BROKER_URL": format!("file://{}", program.display()),
+            "BROKER_SHA256": sum.split(' ').next(),
+            "DEPLOY_HOST": format!("{}@127.0.0.1:{}", world.sshd.user().name, world.sshd.port()),
+            "DEPLOY_HOST_KEY": pin,
+        },
+        "secrets": {"DEPLOY_SSH_KEY": key, "AWS_WEB_IDENTITY_TOKEN_FILE": "jenkins-token"},
+    });
+    for (end, code) in [("", 0), ("; exit 42", 42)] {
+        let _script = world.plant("deploy.sh", format!("#!/bin/sh\n{whoami}{end}\n"), 0o755);
+        let mut runner = world.laptop.command(sdk("checks/bin/python"));
+        runner.args(["-c", include_str!("ci/runner.py"), service]).arg(checkout(&format!("docs/ci/{file}")));
+        runner.envs(world.aws.environment());
+        let output = world.laptop.run_with(runner, settings.to_string().as_bytes());
+        world.heard(service, &output);
+        assert_eq!(output.code, Some(code), "{output}");
+        assert!(output.stdout().contains("assumed-role/deploy/"), "{output}");
+        assert!(output.stderr().contains("\"event\":\"ready\""), "{output}");
+        assert!(!output.stderr().contains('\u{1b}'), "{output}");
+    }
+    std::fs::remove_file(world.home_file("deploy.sh")).unwrap();
+    world.wait_for_clean_host();
+    world.assert_clean();
+}
+
+#[test]
+fn the_example_for_github_actions_deploys() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let request = ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "sandbox-github-request-token");
+    example_works("github", "github-actions.yml", &[request]);
+}
+
+#[test]
+fn the_example_for_gitlab_deploys() {
+    if sandbox::isolated!() {
+        return;
+    }
+    example_works("gitlab", "gitlab-ci.yml", &[("GITLAB_OIDC_TOKEN", "gitlab-token")]);
+}
+
+#[test]
+fn the_example_for_jenkins_deploys() {
+    if sandbox::isolated!() {
+        return;
+    }
+    example_works("jenkins", "Jenkinsfile", &[]);
 }
