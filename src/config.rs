@@ -8,8 +8,11 @@ use std::{
     collections::BTreeMap,
     io::IsTerminal as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
+
+use secrecy::SecretString;
 
 use self::whose::{ChainError, Wanted};
 use crate::{
@@ -20,7 +23,7 @@ use crate::{
     remote::exports::Shell,
     ssh::{
         config::{ConfigFile, Destination, Request, Session, Surroundings, find_host},
-        target::{AddressFamily, Target, Tty, Wishes},
+        target::{AddressFamily, EnvironmentKey, Target, Tty, Wishes},
     },
     tls,
     tunnel::{CallerCheck, Options, PortWish, TokenPlace, Transport},
@@ -30,6 +33,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Environment {
     variables: BTreeMap<String, String>,
+    key: Option<EnvironmentKey>,
     pub(crate) home: PathBuf,
     pub(crate) user: String,
     pub(crate) host_name: String,
@@ -50,12 +54,26 @@ impl Environment {
             .ok_or(Error::NoUser)?;
         let host_name =
             nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-        Ok(Self { variables, home, user, host_name })
+        Ok(Self { variables, key: None, home, user, host_name })
     }
 
     /// Returns a variable that is set and not empty.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Takes the private key out of the variable `name`, for [`Self::key`].
+    pub(crate) fn take_key(&mut self, name: &str, text: SecretString) {
+        self.key = Some(EnvironmentKey { name: name.to_owned(), text: Arc::new(text) });
+    }
+
+    /// Returns the private key that was taken out of the variable `name`.
+    fn key(&self, name: Option<&str>) -> Result<Option<EnvironmentKey>, Error> {
+        let Some(name) = name else { return Ok(None) };
+        match &self.key {
+            Some(key) if key.name == name => Ok(Some(key.clone())),
+            _ => Err(Error::NoKey { name: name.to_owned() }),
+        }
     }
 
     /// Returns all variables.
@@ -157,6 +175,8 @@ pub(crate) struct Flags {
     pub(crate) inet4: bool,
     pub(crate) inet6: bool,
     pub(crate) host_key: Option<String>,
+    pub(crate) dangerous_legacy: Vec<String>,
+    pub(crate) identity_env: Option<String>,
     pub(crate) no_shell: bool,
     pub(crate) background: bool,
     pub(crate) print_env: Option<Shell>,
@@ -215,6 +235,8 @@ pub(crate) enum Error {
     NoProfile { path: PathBuf, known: Vec<String> },
     #[error("no profile that can be served matches `--allow {pattern}`")]
     NothingAllowed { pattern: String, known: Vec<String> },
+    #[error("`--identity-env {name}`: there is no such variable, or it is empty")]
+    NoKey { name: String },
     #[error("`-p {port}` is no profile")]
     PortAsProfile { port: String },
     #[error("`--tls` is for the port on the host, and `--transport {transport}` has none")]
@@ -245,6 +267,7 @@ impl Error {
         match self {
             Self::NoHome => Some("set HOME".to_owned()),
             Self::NoUser => Some("set USER".to_owned()),
+            Self::NoKey { name } => Some(format!("put the text of a private key into `{name}`")),
             Self::NoProfile { known, .. } if known.is_empty() => {
                 Some(crate::aws::profile::CONFIGURE.to_owned())
             }
@@ -396,6 +419,8 @@ fn asked(flags: &Flags, environment: &Environment) -> Result<(Request, Surroundi
         },
         batch: flags.batch,
         pinned_host_key: flags.host_key.clone(),
+        dangerous_legacy: flags.dangerous_legacy.clone(),
+        key: environment.key(flags.identity_env.as_deref())?,
     };
     let surroundings = Surroundings {
         home: environment.home.clone(),

@@ -37,7 +37,7 @@ pub(super) struct Arguments {
     force: bool,
 
     #[command(flatten)]
-    reach: HowToReach,
+    pub(super) reach: HowToReach,
 }
 
 /// Runs `broker clean`.

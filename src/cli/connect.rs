@@ -80,7 +80,7 @@ pub(super) struct Arguments {
     print_env: Option<ShellArgument>,
 
     #[command(flatten)]
-    reach: HowToReach,
+    pub(super) reach: HowToReach,
 
     /// Ask for a terminal even with a command
     #[arg(short = 't', long = "tty", conflicts_with = "no_tty")]

@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     json: bool,
 
     #[command(flatten)]
-    reach: HowToReach,
+    pub(super) reach: HowToReach,
 }
 
 /// Runs `broker doctor`.

@@ -55,9 +55,22 @@ pub(super) struct HowToReach {
     /// The only key that the host may have; known_hosts is not asked
     #[arg(long, value_name = "SHA256:…", value_parser = fingerprint)]
     host_key: Option<String>,
+
+    /// Variable with a private key to try first; it is taken out of the environment before anything else starts
+    #[arg(long, value_name = "NAME")]
+    identity_env: Option<String>,
+
+    /// Let the lists of algorithms in ssh_config and -o name broken ones (SHA-1, CBC) for this host; repeat for more
+    #[arg(long = "dangerous-legacy-algorithms", value_name = "HOST")]
+    dangerous_legacy: Vec<String>,
 }
 
 impl HowToReach {
+    /// Returns the variable that holds a private key, where one is named.
+    pub(super) fn identity_env(&self) -> Option<&str> {
+        self.identity_env.as_deref()
+    }
+
     /// Returns what was said about the way to `host`, and nothing else.
     pub(super) fn flags(&self, host: &str, batch: bool) -> Flags {
         Flags {
@@ -71,6 +84,8 @@ impl HowToReach {
             inet4: self.inet4,
             inet6: self.inet6,
             host_key: self.host_key.clone(),
+            dangerous_legacy: self.dangerous_legacy.clone(),
+            identity_env: self.identity_env.clone(),
             batch,
             ..Flags::default()
         }

@@ -7,6 +7,7 @@
     reason = "help texts are no documentation pages"
 )]
 
+mod askpass;
 mod audit;
 mod background;
 mod clean;
@@ -19,6 +20,7 @@ mod doctor;
 pub(crate) mod failure;
 mod host;
 mod identity;
+mod identity_env;
 mod job;
 mod keyboard;
 mod limits;
@@ -134,6 +136,20 @@ enum ColorArgument {
     Never,
 }
 
+impl Command {
+    /// Returns the variable that holds a private key, where one is named.
+    fn identity_env(&self) -> Option<&str> {
+        let reach = match self {
+            Self::Connect(arguments) => &arguments.reach,
+            Self::Doctor(arguments) => &arguments.reach,
+            Self::Clean(arguments) => &arguments.reach,
+            Self::SshConfig(arguments) => &arguments.reach,
+            _ => return None,
+        };
+        reach.identity_env()
+    }
+}
+
 /// Parses `arguments`, runs the command, says what went wrong, returns the exit code.
 pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
@@ -163,6 +179,19 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             terminal.failure(&failure, remote);
             failure.exit_code(remote)
         });
+    }
+    let mut environment = environment;
+    if let Some(name) = cli.command.identity_env() {
+        match identity_env::take(name, &environment) {
+            Ok(Some(key)) => environment.take_key(name, key),
+            // Whoever needs it says that it is missing.
+            Ok(None) => {}
+            Err(failure) => {
+                Terminal::new(style(&cli.output, Some(&environment)), Clock::system())
+                    .failure(&failure, remote);
+                return failure.exit_code(remote);
+            }
+        }
     }
     harden();
     if let Err(failure) = room_for_files() {
@@ -260,6 +289,7 @@ fn not_understood(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
         quiet: false,
         batch: true,
         browser: None,
+        askpass: askpass::Askpass::default(),
     };
     let failure = Failure::new(Kind::Usage, printable::one_line(&message)).with_hint(Some(hint));
     Terminal::new(style, Clock::system()).failure(&failure, remote);
@@ -302,6 +332,7 @@ fn style(output: &Output, environment: Option<&Environment>) -> Style {
         quiet: output.quiet,
         batch: output.batch,
         browser: browser(output, get),
+        askpass: askpass::Askpass::from_environment(get),
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Arguments {
     host: String,
 
     #[command(flatten)]
-    reach: HowToReach,
+    pub(super) reach: HowToReach,
 }
 
 /// Runs `broker ssh-config`.

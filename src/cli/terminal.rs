@@ -23,7 +23,7 @@ use secrecy::SecretString;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{failure::Failure, stderr::Stderr};
+use super::{askpass::Askpass, failure::Failure, stderr::Stderr};
 use crate::{
     clock::Clock,
     human::{BoxFuture, Human, Question},
@@ -58,6 +58,8 @@ pub(crate) struct Style {
     pub(crate) batch: bool,
     /// What opens a URL: `BROWSER`, or the platform's opener; `None` when no browser is wanted or can be there.
     pub(crate) browser: Option<String>,
+    /// What asks where there is no terminal.
+    pub(crate) askpass: Askpass,
 }
 
 /// The terminal, or what stands in its place.
@@ -369,7 +371,15 @@ impl Human for Terminal {
             let _one_at_a_time = self.asking.lock().await;
             self.end_step_line();
             self.stderr.flush();
-            let tty = open_tty().ok()?;
+            let tty = if self.style.askpass.goes_first() { None } else { open_tty().ok() };
+            let Some(tty) = tty else {
+                if !self.style.askpass.stands_in() {
+                    return None;
+                }
+                let askpass = self.style.askpass.clone();
+                let asked = tokio::task::spawn_blocking(move || askpass.ask(&question.text, question.echo));
+                return asked.await.ok()?;
+            };
             let before = termios::tcgetattr(&tty).ok()?;
             let raw_until_now = self.lock().saved.is_some();
             if raw_until_now {
@@ -500,6 +510,7 @@ mod tests {
             quiet: false,
             batch: false,
             browser: None,
+            askpass: Askpass::default(),
         };
         let terminal = Terminal::new(style, Clock::system());
         terminal.live.store(true, Relaxed);

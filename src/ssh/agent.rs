@@ -7,8 +7,10 @@ use russh::{
     Signer,
     client::{AuthResult, Handle},
     keys::{
-        Algorithm, Certificate, HashAlg, PublicKey,
+        Algorithm, Certificate, HashAlg, PrivateKey, PublicKey,
         agent::{AgentIdentity, AgentSessionBinding, client::AgentClient},
+        signature::Signer as _,
+        ssh_key::private::KeypairData,
     },
 };
 use tokio::{
@@ -19,7 +21,7 @@ use tokio::{
 
 use super::{
     handler::{Handler, Shared},
-    identity::Candidate,
+    identity::{Candidate, Source},
 };
 
 /// Listing keys needs no person; an agent that does not answer at once is stuck, or is a forwarded one whose
@@ -51,6 +53,8 @@ pub(super) enum Error {
 pub(super) enum SignError {
     #[error(transparent)]
     Agent(#[from] russh::keys::Error),
+    #[error("the key cannot sign")]
+    Unable,
     #[error("the session is over")]
     Session,
 }
@@ -130,7 +134,7 @@ impl Agent {
         key: &Candidate,
         hash: Option<HashAlg>,
     ) -> Result<AuthResult, SignError> {
-        let mut signer = Touch { client: &mut self.client, shared, name: key.name() };
+        let mut signer = Touch { client: &mut self.client, shared, key };
         match (&key.certificate, &key.public) {
             (Some(certificate), _) => {
                 let certificate = certificate.clone();
@@ -148,7 +152,7 @@ impl Agent {
 struct Touch<'a> {
     client: &'a mut AgentClient<UnixStream>,
     shared: &'a Shared,
-    name: String,
+    key: &'a Candidate,
 }
 
 impl Signer for Touch<'_> {
@@ -161,9 +165,40 @@ impl Signer for Touch<'_> {
         to_sign: Vec<u8>,
     ) -> Result<Vec<u8>, SignError> {
         if matches!(key.public_key().algorithm(), Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256) {
-            self.shared.human.tell(&format!("Confirm user presence for key {}", self.name));
+            self.shared.human.tell(&format!("Confirm user presence for key {}", self.key.name()));
         }
-        Ok(self.client.sign_request(key, hash, to_sign).await?)
+        let plain = match (&self.key.source, &self.key.public) {
+            (Source::Agent { plain: true }, Some(public)) => {
+                Some(AgentIdentity::PublicKey { key: public.clone(), comment: String::new() })
+            }
+            _ => None,
+        };
+        Ok(self.client.sign_request(plain.as_ref().unwrap_or(key), hash, to_sign).await?)
+    }
+}
+
+/// A private key of ours as a signer: russh's own way names the wrong algorithm for the certificates of RSA keys.
+pub(super) struct Local(pub(super) Arc<PrivateKey>);
+
+impl Signer for Local {
+    type Error = SignError;
+
+    async fn auth_sign(
+        &mut self,
+        _: &AgentIdentity,
+        hash: Option<HashAlg>,
+        mut to_sign: Vec<u8>,
+    ) -> Result<Vec<u8>, SignError> {
+        let signature = match self.0.key_data() {
+            KeypairData::Rsa(pair) => (pair, hash).try_sign(&to_sign),
+            _ => self.0.try_sign(&to_sign),
+        };
+        let signature = signature.ok().and_then(|signature| Vec::try_from(signature).ok());
+        let signature: Vec<u8> = signature.ok_or(SignError::Unable)?;
+        let length = u32::try_from(signature.len()).map_err(|_| SignError::Unable)?;
+        to_sign.extend(length.to_be_bytes());
+        to_sign.extend(signature);
+        Ok(to_sign)
     }
 }
 

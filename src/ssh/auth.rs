@@ -9,7 +9,7 @@ use std::{fmt, path::Path, sync::Arc, time::Duration};
 use russh::{
     MethodKind, MethodSet,
     client::{AuthResult, Handle, KeyboardInteractiveAuthResponse as Interactive},
-    keys::{HashAlg, PrivateKey, PrivateKeyWithHashAlg},
+    keys::{Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg},
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -19,7 +19,7 @@ use super::{
     error::Error,
     handler::{Ended, Handler, Shared},
     identity::{Candidate, Source, candidates},
-    target::Target,
+    target::{Method, Target},
 };
 use crate::{human::Question, printable::one_line};
 
@@ -35,8 +35,9 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 /// sshd's MaxAuthTries is 6 and counts every key; the sixth failure ends the connection.
 const MOST_FAILURES: usize = 6;
 
-/// How often a person may mistype (`NumberOfPasswordPrompts`).
-const PROMPTS: usize = 3;
+/// A password is answered at once, or after the few seconds with which login stacks punish wrong ones. russh drops the
+/// question for a new password, so that a server that asks it looks like one that says nothing.
+const SLOW_PASSWORD: Duration = Duration::from_secs(10);
 
 /// Rounds and prompts of keyboard-interactive: more than any login stack asks, fewer than an attack would.
 const MOST_ROUNDS: usize = 16;
@@ -129,7 +130,7 @@ struct Login<'a> {
     failures: usize,
     /// Whether a person was not asked because of the host's key.
     unheard: bool,
-    rsa_hash: Option<Option<HashAlg>>,
+    rsa_hash: Option<Result<Option<HashAlg>, ()>>,
     /// Whether a person was needed so far.
     person: bool,
 }
@@ -169,51 +170,70 @@ impl Login<'_> {
         // sshd does not count this question.
         self.failures = 0;
         let mut agent = match &self.target.identities.agent {
-            Some(socket) => self.agent(socket).await,
-            None => None,
+            Some(socket) if self.has(Method::PublicKey) => self.agent(socket).await,
+            _ => None,
         };
         let listed = agent.as_ref().map(|agent| agent.keys.clone()).unwrap_or_default();
         let (mut keys, notes) = candidates(&self.target.identities, listed).await;
-        for note in notes {
-            self.shared.human.tell(&format!("broker: warning: {note}"));
+        if self.has(Method::PublicKey) {
+            for note in notes {
+                self.shared.human.tell(&format!("broker: warning: {note}"));
+            }
         }
+        keys.retain(|key| {
+            let taken = key.is_taken(&self.target.algorithms);
+            if !taken {
+                self.tried.push(format!("{} not (`PubkeyAcceptedAlgorithms`)", key.title()));
+            }
+            taken
+        });
         // After a partial success the next method is looked for from the start; what was used up stays so.
         let (mut asked, mut typed) = (0, 0);
+        let prompts = self.target.authentication.prompts;
         loop {
-            let step = if self.offers(MethodKind::PublicKey) && !keys.is_empty() && self.may_try_key() {
-                let key = keys.remove(0);
-                let touched = key.is_security_key();
-                let step = self.key(key, agent.as_mut()).await?;
-                self.person |= touched && matches!(step, Step::In | Step::Partly(_));
-                step
-            } else if self.target.batch {
-                break;
-            } else if !self.shared.may_hear_secrets() {
-                if self.offers(MethodKind::KeyboardInteractive) || self.offers(MethodKind::Password) {
-                    self.unheard = true;
+            let next = self.target.authentication.methods.iter().copied().find(|method| match method {
+                Method::PublicKey => {
+                    self.offers(MethodKind::PublicKey) && !keys.is_empty() && self.may_try_key()
                 }
+                Method::KeyboardInteractive => {
+                    self.may_ask(MethodKind::KeyboardInteractive) && asked < prompts
+                }
+                Method::Password => self.may_ask(MethodKind::Password) && typed < prompts,
+            });
+            let Some(next) = next else { break };
+            if next != Method::PublicKey && !self.shared.may_hear_secrets() {
+                self.unheard = true;
                 break;
-            } else if self.offers(MethodKind::KeyboardInteractive) && asked < PROMPTS {
-                asked += 1;
-                match self.keyboard_interactive().await? {
-                    // Nobody was asked anything, or nobody answered: again would be the same.
-                    (step @ Step::Out(_), false) => {
-                        asked = PROMPTS;
-                        step
+            }
+            let step = match next {
+                Method::PublicKey => {
+                    let key = keys.remove(0);
+                    let touched = key.is_security_key();
+                    let step = self.key(key, agent.as_mut()).await?;
+                    self.person |= touched && matches!(step, Step::In | Step::Partly(_));
+                    step
+                }
+                Method::KeyboardInteractive => {
+                    asked += 1;
+                    match self.keyboard_interactive().await? {
+                        // Nobody was asked anything, or nobody answered: again would be the same.
+                        (step @ Step::Out(_), false) => {
+                            asked = prompts;
+                            step
+                        }
+                        (step, _) => step,
                     }
-                    (step, _) => step,
                 }
-            } else if self.offers(MethodKind::Password) && typed < PROMPTS {
-                typed += 1;
-                match self.password().await? {
-                    Some(step) => step,
-                    None => {
-                        typed = PROMPTS;
-                        continue;
+                Method::Password => {
+                    typed += 1;
+                    match self.password().await? {
+                        Some(step) => step,
+                        None => {
+                            typed = prompts;
+                            continue;
+                        }
                     }
                 }
-            } else {
-                break;
             };
             match step {
                 Step::In => return Ok(()),
@@ -235,10 +255,20 @@ impl Login<'_> {
         self.offered.contains(&method)
     }
 
+    /// Whether the configuration allows a method.
+    fn has(&self, method: Method) -> bool {
+        self.target.authentication.methods.contains(&method)
+    }
+
+    /// Whether a person can answer what the server would ask.
+    fn may_ask(&self, method: MethodKind) -> bool {
+        !self.target.batch && self.offers(method)
+    }
+
     /// A person's password needs a try too; without one, keys may use all of them.
     fn may_try_key(&self) -> bool {
-        let person = !self.target.batch
-            && (self.offers(MethodKind::KeyboardInteractive) || self.offers(MethodKind::Password));
+        let person = self.has(Method::KeyboardInteractive) && self.may_ask(MethodKind::KeyboardInteractive)
+            || self.has(Method::Password) && self.may_ask(MethodKind::Password);
         self.failures < if person { MOST_FAILURES - 1 } else { MOST_FAILURES }
     }
 
@@ -308,48 +338,48 @@ impl Login<'_> {
         match agent::connect(socket, self.handle.agent_session_binding()).await {
             Ok(agent) => Some(agent),
             Err(error) => {
-                tracing::debug!(%error, socket = %socket.display(), "the agent is not used");
+                let socket = one_line(&socket.display().to_string());
+                self.shared
+                    .human
+                    .tell(&format!("broker: warning: the agent at `{socket}` is not used: {error}"));
                 None
             }
         }
     }
 
-    /// Returns the hash for RSA signatures, asking the server once; `Err` when it takes SHA-1 only.
+    /// Returns the hash for RSA signatures, asking the server once; `Err` when there is none that both take.
     async fn rsa_hash(&mut self) -> Result<Option<HashAlg>, ()> {
         if self.rsa_hash.is_none() {
             // Bounded by russh to one second.
-            self.rsa_hash = Some(match self.handle.best_supported_rsa_hash().await {
-                Ok(Some(best)) => best,
-                // The server says nothing of it: every one since 2016 takes this.
-                Ok(None) | Err(_) => Some(HashAlg::Sha512),
-            });
+            let server = self.handle.best_supported_rsa_hash().await.unwrap_or_default();
+            self.rsa_hash = Some(self.target.algorithms.rsa_hash(server));
         }
-        match self.rsa_hash {
-            Some(Some(hash)) => Ok(Some(hash)),
-            Some(None) | None => Err(()),
-        }
+        self.rsa_hash.unwrap_or(Err(()))
     }
 
     async fn key(&mut self, key: Candidate, agent: Option<&mut Agent>) -> Result<Step, Error> {
-        let name = key.name();
+        let title = key.title();
         let hash = if key.is_rsa() {
             let Ok(hash) = self.rsa_hash().await else {
-                self.tried.push(format!("key {name} not (the server takes RSA with SHA-1 only)"));
+                self.tried.push(format!(
+                    "{title} not (there is no safe way to sign with RSA that both sides take)"
+                ));
                 return Ok(Step::Out(None));
             };
             hash
         } else {
             None
         };
-        self.tried.push(format!("key {name}"));
+        self.tried.push(title);
         let user = self.target.user.clone();
         let deadline = self.deadline();
         match key.source {
-            Source::Agent => {
+            Source::Agent { .. } => {
                 let Some(agent) = agent else { return Ok(Step::Out(None)) };
                 let signing = agent.authenticate(self.handle, self.shared, user, &key, hash);
                 let answer = timeout_at(deadline, signing).await;
                 match answer {
+                    Ok(Err(agent::SignError::Unable)) => Ok(Step::Out(None)),
                     Ok(Err(agent::SignError::Agent(error))) => {
                         // Declined by a person, or a key that is gone: the next may do.
                         if let Some(last) = self.tried.last_mut() {
@@ -366,20 +396,31 @@ impl Login<'_> {
                     Err(elapsed) => self.answered(Err(elapsed), "signature of the agent").await,
                 }
             }
-            Source::File { private: Some(private), .. } => {
+            Source::Environment { private, .. } | Source::File { private: Some(private), .. } => {
                 self.private_key(private, key.certificate, hash).await
             }
             Source::File { private: None, path, text } => {
                 // Encrypted: the passphrase is asked for only when the server would take the key.
-                if let Some(public) = key.public {
-                    let mut probe = agent::Probe::default();
-                    let probing = self.handle.authenticate_publickey_with(user, public, hash, &mut probe);
-                    match timeout_at(deadline, probing).await {
-                        Err(elapsed) => return self.answered(Err(elapsed), "public key").await,
-                        Ok(Ok(result)) => return self.answered(Ok(Ok(result)), "public key").await,
-                        Ok(Err(_)) if probe.accepted => {}
-                        Ok(Err(_)) => return Err(self.over().await),
+                let mut probe = agent::Probe::default();
+                let probed = match (&key.certificate, key.public) {
+                    (Some(certificate), _) => {
+                        let certificate = certificate.clone();
+                        let probing =
+                            self.handle.authenticate_certificate_with(user, certificate, hash, &mut probe);
+                        Some(timeout_at(deadline, probing).await)
                     }
+                    (None, Some(public)) => {
+                        let probing = self.handle.authenticate_publickey_with(user, public, hash, &mut probe);
+                        Some(timeout_at(deadline, probing).await)
+                    }
+                    (None, None) => None,
+                };
+                match probed {
+                    None => {}
+                    Some(Err(elapsed)) => return self.answered(Err(elapsed), "public key").await,
+                    Some(Ok(Ok(result))) => return self.answered(Ok(Ok(result)), "public key").await,
+                    Some(Ok(Err(_))) if probe.accepted => {}
+                    Some(Ok(Err(_))) => return Err(self.over().await),
                 }
                 match self.unlock(&path, text).await {
                     Some(private) => self.private_key(private, key.certificate, hash).await,
@@ -392,20 +433,33 @@ impl Login<'_> {
     async fn private_key(
         &mut self,
         private: Arc<PrivateKey>,
-        certificate: Option<russh::keys::Certificate>,
+        certificate: Option<Certificate>,
         hash: Option<HashAlg>,
     ) -> Result<Step, Error> {
         let user = self.target.user.clone();
+        // What type an encrypted key has may be known only now.
         let hash = if private.algorithm().is_rsa() && hash.is_none() {
-            self.rsa_hash().await.unwrap_or(Some(HashAlg::Sha512))
+            match self.rsa_hash().await {
+                Ok(hash) => hash,
+                Err(()) => return Ok(Step::Out(None)),
+            }
         } else {
             hash
         };
+        if !self.target.algorithms.takes_key(&private.algorithm(), certificate.is_some()) {
+            return Ok(Step::Out(None));
+        }
         let deadline = self.deadline();
         let answer = match certificate {
             Some(certificate) => {
-                let logging_in = self.handle.authenticate_openssh_cert(user, private, certificate);
-                timeout_at(deadline, logging_in).await
+                let mut signer = agent::Local(private);
+                let logging_in =
+                    self.handle.authenticate_certificate_with(user, certificate, hash, &mut signer);
+                match timeout_at(deadline, logging_in).await {
+                    Ok(Err(agent::SignError::Unable)) => return Ok(Step::Out(None)),
+                    Ok(answer) => Ok(answer.map_err(|_| russh::Error::Disconnect)),
+                    Err(elapsed) => Err(elapsed),
+                }
             }
             None => {
                 let key = PrivateKeyWithHashAlg::new(private, hash);
@@ -426,7 +480,7 @@ impl Login<'_> {
             note(" (it has a passphrase, and nobody can be asked)");
             return None;
         }
-        for _ in 0..PROMPTS {
+        for _ in 0..self.target.authentication.prompts {
             let question = Question {
                 text: format!("Enter passphrase for key '{}': ", one_line(&path.display().to_string())),
                 echo: false,
@@ -441,8 +495,10 @@ impl Login<'_> {
                 russh::keys::decode_secret_key(text.expose_secret(), Some(passphrase.expose_secret()))
             });
             if let Ok(Ok(key)) = decoded.await {
-                self.person = true;
-                return Some(Arc::new(key));
+                let key = Arc::new(key);
+                // From now on it takes nobody.
+                self.target.identities.unlocked.keep(path, &key);
+                return Some(key);
             }
         }
         note(" (no passphrase opened it)");
@@ -502,8 +558,22 @@ impl Login<'_> {
         self.tried.push("password".into());
         self.person = true;
         let deadline = self.deadline();
+        let human = Arc::clone(&self.shared.human);
+        let told = format!(
+            "broker: {} has not answered to the password yet; if it has expired, log in once with `ssh` to change it",
+            self.shared.host
+        );
         let logging_in = self.handle.authenticate_password(&self.target.user, password.expose_secret());
-        let answer = timeout_at(deadline, logging_in).await;
+        let answer = {
+            tokio::pin!(logging_in);
+            match timeout(SLOW_PASSWORD, &mut logging_in).await {
+                Ok(answer) => Ok(answer),
+                Err(_) => {
+                    human.tell(&told);
+                    timeout_at(deadline, logging_in).await
+                }
+            }
+        };
         // A request to change the password is swallowed by russh, so it looks like silence.
         self.answered(answer, "password; if it expired, log in once with `ssh` to change it").await.map(Some)
     }

@@ -101,8 +101,11 @@ impl Error {
 fn protocol_hint(error: &russh::Error) -> Option<String> {
     match error {
         russh::Error::NoCommonAlgo { theirs, .. } => {
-            let theirs = super::algorithms::listed(theirs);
-            Some(format!("the server offers only {theirs}; ask its administrator for a current sshd"))
+            let listed = super::algorithms::listed(theirs);
+            let dangerous = super::algorithms::dangerous_way(theirs)
+                .map(|way| format!("; until there is one, `{way} HOST` takes what is known to be broken"));
+            let way = dangerous.unwrap_or_default();
+            Some(format!("the server offers only {listed}; ask its administrator for a current sshd{way}"))
         }
         russh::Error::Version => Some("is there really an SSH server behind this port?".into()),
         _ => None,

@@ -77,7 +77,7 @@ mod tests {
     use std::{fs, path::Path, process::Command, time::Duration};
 
     use super::*;
-    use crate::ssh::algorithms;
+    use crate::{clock::Clock, ssh::algorithms::Algorithms};
 
     fn ssh_keygen(directory: &Path, arguments: &[&str]) {
         let ran = Command::new("ssh-keygen")
@@ -129,7 +129,8 @@ mod tests {
             ("ed25519", &["-h", "-n", "web.corp", "-O", "extension:x@example.org=y"], "web.corp", None),
         ] {
             ssh_keygen(place, &[&["-q", "-s", ca, "-I", "id"][..], how, &["host.pub"]].concat());
-            let found = check(&certificate(place), asked, now, &algorithms::certificate_signatures());
+            let found =
+                check(&certificate(place), asked, now, &Algorithms::default().certificate_signatures());
             assert_eq!(found.err(), expected, "{ca} {how:?} for {asked}");
         }
     }
@@ -156,7 +157,7 @@ mod tests {
         ] {
             let now = UNIX_EPOCH + Duration::from_secs(at);
             assert_eq!(
-                check(&certificate, "h", now, &algorithms::certificate_signatures()),
+                check(&certificate, "h", now, &Algorithms::default().certificate_signatures()),
                 expected,
                 "{at}"
             );
@@ -173,16 +174,14 @@ mod tests {
         let good = certificate(place);
         let bytes = good.to_bytes().unwrap();
         let now = Clock::system().now();
-        assert_eq!(check(&good, "h", now, &algorithms::certificate_signatures()), Ok(()));
+        assert_eq!(check(&good, "h", now, &Algorithms::default().certificate_signatures()), Ok(()));
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
             let Ok(changed) = Certificate::from_bytes(&changed) else { continue };
             let same_authority = changed.signature_key() == good.signature_key();
-            let accepted = check(&changed, "h", now, &algorithms::certificate_signatures()).is_ok();
+            let accepted = check(&changed, "h", now, &Algorithms::default().certificate_signatures()).is_ok();
             assert!(!(same_authority && accepted), "byte {at}");
         }
     }
-
-    use crate::clock::Clock;
 }

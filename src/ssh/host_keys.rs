@@ -13,7 +13,6 @@ use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey, PublicKeyOrCertifi
 use secrecy::ExposeSecret as _;
 
 use super::{
-    algorithms,
     error::HostKeyRefused,
     host_certificate,
     known_hosts::{self, Authority, HostName, KnownHosts, Verdict},
@@ -291,7 +290,7 @@ impl KnownHostKeys {
             Authority::Unknown => return Ok(false),
             Authority::Known { path, line } => (path, line),
         };
-        let signatures = algorithms::certificate_signatures();
+        let signatures = self.target.algorithms.certificate_signatures();
         let checked =
             host_certificate::check(certificate, self.name.without_port(), self.clock.now(), &signatures);
         if let Err(flaw) = &checked {

@@ -15,9 +15,13 @@ use secrecy::SecretString;
 use tokio::io::DuplexStream;
 
 use super::{
+    algorithms::Algorithms,
     error::{Error, HostKeyRefused},
     session::{HostKeys, Session, Trust, Unauthenticated},
-    target::{AddressFamily, Bind, Identities, KnownHostsFiles, StrictHostKeyChecking, Target, Way, Wishes},
+    target::{
+        AddressFamily, Authentication, Bind, Identities, KnownHostsFiles, StrictHostKeyChecking, Target, Way,
+        Wishes,
+    },
 };
 use crate::human::{BoxFuture, Human, Question};
 
@@ -41,7 +45,9 @@ pub(super) fn target() -> Target {
         connection_attempts: 1,
         tcp_keep_alive: true,
         connect_timeout: Duration::from_secs(10),
-        identities: Identities { files: Vec::new(), explicit: false, only: false, agent: None },
+        identities: Identities::default(),
+        authentication: Authentication::default(),
+        algorithms: Algorithms::default(),
         known_hosts: KnownHostsFiles { user: Vec::new(), global: Vec::new(), hash: false },
         strict_host_key_checking: StrictHostKeyChecking::Ask,
         pinned_host_key: None,

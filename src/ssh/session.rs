@@ -6,7 +6,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use russh::{
-    Channel, ChannelOpenFailure, Disconnect, SshId,
+    Channel, ChannelOpenFailure, Disconnect, Preferred, SshId,
     client::{Config, GexParams, Handle, Msg},
     keys::{Algorithm, PublicKeyOrCertificate},
 };
@@ -18,7 +18,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    algorithms, auth, config,
+    auth, config,
     dial::Broken,
     error::{BEHIND_PROXY, ChannelRefused, Error, ForwardRefused, HostKeyRefused},
     forward::{BIND_ADDRESS, Forward, Listener},
@@ -126,7 +126,8 @@ impl Unauthenticated {
         let host = target.original.clone();
         let facts = Facts { peer, ..Facts::default() };
         let shared = Arc::new(Shared::new(host.clone(), kill, human, facts));
-        let config = Arc::new(config(target, &host_keys.order(), host_keys.certificates()));
+        let preferred = target.algorithms.preferred(&host_keys.order(), host_keys.certificates());
+        let config = Arc::new(config(target, preferred));
         let handler = Handler::new(Arc::clone(&shared), host_keys);
         let connecting = Box::pin(russh::client::connect_stream(config, transport, handler));
         // `ConnectTimeout` covers this as well (ssh_config(5)), so one that somebody wrote down is a wish.
@@ -160,10 +161,10 @@ impl Unauthenticated {
     }
 }
 
-fn config(target: &Target, known: &[Algorithm], certificates: bool) -> Config {
+fn config(target: &Target, preferred: Preferred) -> Config {
     Config {
         client_id: SshId::Standard(concat!("SSH-2.0-broker_", env!("CARGO_PKG_VERSION")).into()),
-        preferred: algorithms::preferred(known, certificates),
+        preferred,
         // Servers with 2048-bit moduli only are common among appliances.
         gex: GexParams::new(2048, 3072, 8192).unwrap_or_default(),
         keepalive_interval: Some(target.server_alive_interval).filter(|interval| !interval.is_zero()),
@@ -444,7 +445,7 @@ impl Session {
         self
     }
 
-    /// Returns whether the login, or the way here, took a person: a password, an answer, a passphrase, a touch.
+    /// Returns whether the login, or the way here, took a person: a password, an answer, a touch.
     pub(crate) fn took_a_person(&self) -> bool {
         self.person
     }

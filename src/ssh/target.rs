@@ -1,6 +1,17 @@
 //! One host to connect to, with everything that ssh_config and the command line said about it.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use russh::keys::PrivateKey;
+use secrecy::SecretString;
+
+use super::algorithms::Algorithms;
 
 /// Where to connect, as whom, and what to trust: `ssh::config` makes it, `ssh::session` uses it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -24,6 +35,9 @@ pub(crate) struct Target {
     /// Bounds dialling, version exchange and key exchange, as `ConnectTimeout` does.
     pub(crate) connect_timeout: Duration,
     pub(crate) identities: Identities,
+    pub(crate) authentication: Authentication,
+    /// What we offer and accept.
+    pub(crate) algorithms: Algorithms,
     pub(crate) known_hosts: KnownHostsFiles,
     pub(crate) strict_host_key_checking: StrictHostKeyChecking,
     /// `--host-key SHA256:…`: the only key that this host may have; known_hosts is not asked.
@@ -121,17 +135,95 @@ pub(crate) enum AddressFamily {
 }
 
 /// What we authenticate with.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Identities {
     /// `IdentityFile`s in order; the defaults where none is configured.
     pub(crate) files: Vec<PathBuf>,
     /// Whether `files` were named by the user; a default that does not exist is not worth a word.
     pub(crate) explicit: bool,
+    /// `CertificateFile`s in order; those beside `files` come by themselves.
+    pub(crate) certificates: Vec<PathBuf>,
     /// `IdentitiesOnly`: offer only keys of the agent whose public half is among `files`.
     pub(crate) only: bool,
     /// The agent's socket (`IdentityAgent`, `SSH_AUTH_SOCK`); `None` for no agent.
     pub(crate) agent: Option<PathBuf>,
+    /// `--identity-env`: a key that is tried before all others.
+    pub(crate) environment: Option<EnvironmentKey>,
+    pub(crate) unlocked: Unlocked,
 }
+
+/// How we may log in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Authentication {
+    /// The methods, in the order in which they are tried.
+    pub(crate) methods: Vec<Method>,
+    /// `NumberOfPasswordPrompts`: how often a person may mistype.
+    pub(crate) prompts: usize,
+}
+
+/// A method that we have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Method {
+    PublicKey,
+    KeyboardInteractive,
+    Password,
+}
+
+impl Default for Authentication {
+    fn default() -> Self {
+        Self { methods: vec![Method::PublicKey, Method::KeyboardInteractive, Method::Password], prompts: 3 }
+    }
+}
+
+/// A private key that came in a variable of the environment.
+#[derive(Clone)]
+pub(crate) struct EnvironmentKey {
+    pub(crate) name: String,
+    pub(crate) text: Arc<SecretString>,
+}
+
+impl fmt::Debug for EnvironmentKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EnvironmentKey({})", self.name)
+    }
+}
+
+impl Eq for EnvironmentKey {}
+
+impl PartialEq for EnvironmentKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name && Arc::ptr_eq(&self.text, &other.text)
+    }
+}
+
+/// Keys that a passphrase has opened: a person types it once, and a reconnect needs nobody.
+#[derive(Clone, Default)]
+pub(crate) struct Unlocked(Arc<Mutex<HashMap<PathBuf, Arc<PrivateKey>>>>);
+
+impl Unlocked {
+    pub(super) fn find(&self, path: &Path) -> Option<Arc<PrivateKey>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+    }
+
+    pub(super) fn keep(&self, path: &Path, key: &Arc<PrivateKey>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), Arc::clone(key));
+    }
+}
+
+impl fmt::Debug for Unlocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unlocked")
+    }
+}
+
+/// What was typed does not make another host of it.
+impl PartialEq for Unlocked {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Unlocked {}
 
 /// Where host keys are looked up, and where a new one is written: the first of `user`.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -13,6 +13,7 @@
     reason = "what goes wrong here is a failed test, and a panic is its report"
 )]
 
+mod algorithms;
 mod aws_faults;
 mod background;
 mod bad_hosts;

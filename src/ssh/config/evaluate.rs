@@ -316,6 +316,13 @@ impl Evaluator<'_> {
                 }
                 name
             }
+            Keyword::CertificateFile => {
+                check(Syntax::Text)?;
+                if active && !self.has(line) {
+                    self.lists.entry("certificatefile").or_default().push(setting());
+                }
+                return Ok(());
+            }
             Keyword::IdentityFile => {
                 check(Syntax::Text)?;
                 let twice = self.identity_files.iter().any(|s| s.args == line.args && s.by_user == by_user);

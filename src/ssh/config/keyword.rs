@@ -7,6 +7,7 @@ pub(super) enum Keyword {
     Match,
     Include,
     IdentityFile,
+    CertificateFile,
     IgnoreUnknown,
     SendEnv,
     /// `RefuseConnection`: whoever wrote it wants no connection here.
@@ -56,6 +57,7 @@ pub(super) enum Syntax {
     Command,
     Files,
     Agent,
+    Pubkey,
 }
 
 impl Syntax {
@@ -87,6 +89,7 @@ impl Syntax {
             Self::Strict => strict(arg).is_some(),
             Self::Family => family(arg).is_some(),
             Self::Time => time(arg).is_some(),
+            Self::Pubkey => pubkey(arg).is_some(),
             Self::Count => count(arg).is_some(),
             Self::Canonicalize => flag(arg).is_some() || arg.eq_ignore_ascii_case("always"),
             Self::Positive => count(arg).is_some_and(|count| count > 0),
@@ -202,6 +205,7 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "ignoreunknown" => Keyword::IgnoreUnknown,
         "refuseconnection" => Keyword::RefuseConnection,
         "identityfile" | "identityfile2" => Keyword::IdentityFile,
+        "certificatefile" => Keyword::CertificateFile,
 
         "hostname" => Value("hostname", Syntax::Text),
         "user" => Value("user", Syntax::Text),
@@ -218,6 +222,22 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "serveraliveinterval" => Value("serveraliveinterval", Syntax::Time),
         "serveralivecountmax" => Value("serveralivecountmax", Syntax::Count),
         "batchmode" => Value("batchmode", Syntax::Flag),
+        "pubkeyauthentication" | "dsaauthentication" => Value("pubkeyauthentication", Syntax::Pubkey),
+        "passwordauthentication" => Value("passwordauthentication", Syntax::Flag),
+        "kbdinteractiveauthentication"
+        | "challengeresponseauthentication"
+        | "skeyauthentication"
+        | "tisauthentication" => Value("kbdinteractiveauthentication", Syntax::Flag),
+        "preferredauthentications" => Value("preferredauthentications", Syntax::Text),
+        "numberofpasswordprompts" => Value("numberofpasswordprompts", Syntax::Count),
+        "hostkeyalgorithms" => Value("hostkeyalgorithms", Syntax::Text),
+        "kexalgorithms" => Value("kexalgorithms", Syntax::Text),
+        "ciphers" => Value("ciphers", Syntax::Text),
+        "macs" => Value("macs", Syntax::Text),
+        "pubkeyacceptedalgorithms" | "pubkeyacceptedkeytypes" => {
+            Value("pubkeyacceptedalgorithms", Syntax::Text)
+        }
+        "casignaturealgorithms" => Value("casignaturealgorithms", Syntax::Text),
         "bindaddress" => Value("bindaddress", Syntax::Text),
         "bindinterface" => Value("bindinterface", Syntax::Text),
         "canonicalizehostname" => Value("canonicalizehostname", Syntax::Canonicalize),
@@ -252,26 +272,11 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "stdinnull" => ignored("StdinNull", on, false),
         "forkafterauthentication" => ignored("ForkAfterAuthentication", on, false),
         // How we log in.
-        "certificatefile" => ignored("CertificateFile", on, true),
         "pkcs11provider" | "smartcarddevice" => ignored("PKCS11Provider", on, false),
         "securitykeyprovider" => ignored("SecurityKeyProvider", |args| !is(args, "internal"), false),
         "hostbasedauthentication" => ignored("HostbasedAuthentication", on, false),
         "gssapiauthentication" => usual("GSSAPIAuthentication", on, false),
-        "pubkeyauthentication" | "dsaauthentication" => ignored("PubkeyAuthentication", off, false),
-        "passwordauthentication" => ignored("PasswordAuthentication", off, false),
-        "kbdinteractiveauthentication"
-        | "challengeresponseauthentication"
-        | "skeyauthentication"
-        | "tisauthentication" => ignored("KbdInteractiveAuthentication", off, false),
-        "preferredauthentications" => ignored("PreferredAuthentications", always, false),
-        // What we accept of the server; Fedora's crypto policy sets all of them.
-        "hostkeyalgorithms" => usual("HostKeyAlgorithms", always, false),
-        "kexalgorithms" => usual("KexAlgorithms", always, false),
-        "ciphers" => usual("Ciphers", always, false),
-        "macs" => usual("MACs", always, false),
-        "pubkeyacceptedalgorithms" | "pubkeyacceptedkeytypes" => {
-            usual("PubkeyAcceptedAlgorithms", always, false)
-        }
+        // What we accept of the server; Fedora's crypto policy sets it.
         "requiredrsasize" => usual("RequiredRSASize", always, false),
         // How we get there.
         "checkhostip" => ignored("CheckHostIP", on, false),
@@ -280,7 +285,6 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
 
         // We are our own multiplexer and dialer, our own forward is the product's, the rest is cosmetic.
         "addkeystoagent"
-        | "casignaturealgorithms"
         | "channeltimeout"
         | "clearallforwardings"
         | "compression"
@@ -302,7 +306,6 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         | "localcommand"
         | "loglevel"
         | "logverbose"
-        | "numberofpasswordprompts"
         | "obscurekeystroketiming"
         | "permitremoteopen"
         | "rekeylimit"
@@ -356,6 +359,14 @@ const fn usual(name: &'static str, missed: fn(&[String]) -> bool, accumulates: b
 
 fn always(_: &[String]) -> bool {
     true
+}
+
+/// Parses `PubkeyAuthentication`, whose other values say how signatures are bound to the host.
+pub(super) fn pubkey(text: &str) -> Option<bool> {
+    match text {
+        "unbound" | "host-bound" => Some(true),
+        _ => flag(text),
+    }
 }
 
 /// Returns whether the arguments are anything but `no`, `false` and `none`.

@@ -7,7 +7,9 @@
 //! What we cannot do is never read as something else: a `Match` criterion that nobody knows makes its block not
 //! apply, with a warning; a keyword without which we would reach the wrong place is an error.
 
+mod algorithms;
 mod aliases;
+mod authentication;
 mod canonical;
 mod criteria;
 mod destination;
@@ -33,7 +35,9 @@ use self::{
     keyword::Strict,
     way::Visited,
 };
-use super::target::{AddressFamily, Identities, KnownHostsFiles, StrictHostKeyChecking, Target};
+use super::target::{
+    AddressFamily, EnvironmentKey, Identities, KnownHostsFiles, StrictHostKeyChecking, Target, Unlocked,
+};
 use crate::private_fs;
 pub(crate) use aliases::aliases;
 
@@ -73,6 +77,10 @@ pub(crate) struct Request {
     pub(crate) batch: bool,
     /// `--host-key`
     pub(crate) pinned_host_key: Option<String>,
+    /// `--dangerous-legacy-algorithms`: hosts, as typed or named as jump hosts.
+    pub(crate) dangerous_legacy: Vec<String>,
+    /// `--identity-env`
+    pub(crate) key: Option<EnvironmentKey>,
 }
 
 /// What runs on the host.
@@ -266,6 +274,8 @@ impl Resolver<'_> {
             Some((seconds, _)) => Duration::from_secs(seconds.into()),
         };
         let batch = self.request.batch || self.flag("batchmode")?;
+        let authentication = self.authentication()?;
+        let algorithms = self.algorithms()?;
         let hostname = self.evaluated.host.clone();
         let strict_host_key_checking = self.strict_host_key_checking()?;
         let (server_alive_interval, server_alive_count_max) = self.server_alive()?;
@@ -288,6 +298,8 @@ impl Resolver<'_> {
             tcp_keep_alive: self.setting("tcpkeepalive").is_none() || self.flag("tcpkeepalive")?,
             connect_timeout,
             identities,
+            authentication,
+            algorithms,
             known_hosts,
             strict_host_key_checking,
             pinned_host_key: self.request.pinned_host_key.clone(),
@@ -397,7 +409,21 @@ impl Resolver<'_> {
             }
         }
         let explicit = !self.request.identity_files.is_empty() || configured.iter().any(|s| s.by_user);
-        Ok(Identities { files, explicit, only: self.flag("identitiesonly")?, agent: self.agent(tokens)? })
+        let mut certificates = Vec::new();
+        for setting in self.evaluated.lists.get("certificatefile").into_iter().flatten() {
+            if !setting.value().eq_ignore_ascii_case("none") {
+                certificates.push(self.path(setting.value(), tokens, setting)?);
+            }
+        }
+        Ok(Identities {
+            files,
+            explicit,
+            certificates,
+            only: self.flag("identitiesonly")?,
+            agent: self.agent(tokens)?,
+            environment: self.request.key.clone(),
+            unlocked: Unlocked::default(),
+        })
     }
 
     fn agent(&self, tokens: &expand::Tokens<'_>) -> Result<Option<PathBuf>, Error> {

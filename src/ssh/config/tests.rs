@@ -3,7 +3,10 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use proptest::prelude::*;
 
 use super::*;
-use crate::ssh::target::{Bind, Way, Wishes};
+use crate::ssh::{
+    algorithms::Algorithms,
+    target::{Authentication, Bind, Method, Way, Wishes},
+};
 
 /// A temporary HOME with a configuration in it.
 pub(super) struct Home {
@@ -89,7 +92,10 @@ fn without_a_configuration_the_defaults_are_ours() {
             explicit: false,
             only: false,
             agent: Some("/run/agent".into()),
+            ..Identities::default()
         },
+        authentication: Authentication::default(),
+        algorithms: Algorithms::default(),
         known_hosts: KnownHostsFiles {
             user: vec![ssh("known_hosts"), ssh("known_hosts2")],
             global: vec![etc("ssh_known_hosts"), etc("ssh_known_hosts2")],
@@ -124,6 +130,7 @@ fn everything_honoured_reaches_the_target() {
             explicit: true,
             only: true,
             agent: Some(at("agent")),
+            ..Identities::default()
         }
     );
     assert_eq!(
@@ -340,6 +347,75 @@ fn what_will_be_missed_is_said_once_and_the_rest_is_silent() {
         "SendEnv LANG LC_* MINE\nGSSAPIAuthentication yes\nCiphers aes256-ctr\nHashKnownHosts yes\n",
     );
     assert!(home.target("h").known_hosts.hash);
+}
+
+#[test]
+fn methods_are_those_that_are_preferred_and_not_forbidden() {
+    use Method::{KeyboardInteractive, Password, PublicKey};
+    for (config, methods, prompts) in [
+        ("", &[PublicKey, KeyboardInteractive, Password][..], 3),
+        ("NumberOfPasswordPrompts 1\nPasswordAuthentication no\n", &[PublicKey, KeyboardInteractive], 1),
+        ("PubkeyAuthentication no\nChallengeResponseAuthentication no\n", &[Password], 3),
+        ("PubkeyAuthentication host-bound\n", &[PublicKey, KeyboardInteractive, Password], 3),
+        ("PreferredAuthentications password,gssapi-with-mic,publickey,password\n", &[Password, PublicKey], 3),
+        ("PreferredAuthentications password,publickey\nPasswordAuthentication no\n", &[PublicKey], 3),
+        ("PreferredAuthentications hostbased\nNumberOfPasswordPrompts 0\n", &[], 0),
+    ] {
+        let authentication = Home::new(config).target("h").authentication;
+        assert_eq!((&authentication.methods[..], authentication.prompts), (methods, prompts), "{config}");
+    }
+    assert!(Home::new("PubkeyAuthentication maybe\n").error("h").starts_with("/.ssh/config:1: "));
+}
+
+#[test]
+fn algorithms_are_chosen_by_lists_and_broken_ones_by_who_means_it() {
+    let config = "Host old\n KexAlgorithms +diffie-hellman-group1-sha1\n Ciphers aes128-cbc,aes128-ctr,blowfish-cbc\n \
+                  HostKeyAlgorithms ^ecdsa*\nHost *\n MACs -*etm*\n PubkeyAcceptedKeyTypes ssh-ed25519*\n \
+                  CASignatureAlgorithms rsa-sha2-512\n";
+    let home = Home::new(config);
+    let (target, warnings) = home.resolve("old").unwrap();
+    let ours = Algorithms::default();
+    assert_eq!(target.algorithms.kex, ours.kex);
+    assert_eq!(target.algorithms.ciphers, ["aes128-ctr"]);
+    assert_eq!(target.algorithms.macs, ["hmac-sha2-256", "hmac-sha2-512"]);
+    assert_eq!(target.algorithms.host_keys[0], "ecdsa-sha2-nistp256-cert-v01@openssh.com");
+    assert_eq!(target.algorithms.host_keys.len(), ours.host_keys.len());
+    assert!(!target.algorithms.known_first);
+    assert_eq!(target.algorithms.public_keys, ["ssh-ed25519-cert-v01@openssh.com", "ssh-ed25519"]);
+    assert_eq!(target.algorithms.certificate_signatures, ["rsa-sha2-512"]);
+    let said: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert!(said[0].contains("`diffie-hellman-group1-sha1` (`--dangerous-legacy-algorithms old` offers it)"));
+    assert!(said[1].ends_with("`Ciphers` names what broker does not have: `blowfish-cbc`"), "{said:?}");
+    assert!(said[2].contains("`aes128-cbc`"), "{said:?}");
+
+    // For this host only, wherever it stands on the way.
+    let dangerous = |host: &str, names: &str| {
+        let request = Request { dangerous_legacy: vec![names.to_owned()], ..request(host) };
+        resolve(&request, &home.surroundings()).unwrap().0
+    };
+    assert!(dangerous("old", "old").algorithms.kex.contains(&"diffie-hellman-group1-sha1"));
+    assert_eq!(dangerous("old", "old").algorithms.ciphers, ["aes128-cbc", "aes128-ctr"]);
+    assert_eq!(dangerous("old", "other").algorithms.kex, ours.kex);
+    assert_eq!(dangerous("web", "web").algorithms.kex, ours.kex, "nobody named them");
+    let through = Request { jump: Some("old".to_owned()), ..request("web") };
+    let through = Request { dangerous_legacy: vec!["old".to_owned()], ..through };
+    let (web, _) = resolve(&through, &home.surroundings()).unwrap();
+    let Way::Jump(hop) = &web.way else { panic!("{web:?}") };
+    assert!(hop.algorithms.kex.contains(&"diffie-hellman-group1-sha1"));
+    assert_eq!(web.algorithms.kex, ours.kex);
+
+    for empty in ["Ciphers aes256-cbc", "MACs umac-64@openssh.com", "KexAlgorithms -*"] {
+        let error = Home::new(&format!("{empty}\n")).error("h");
+        assert!(error.contains("leaves nothing that broker has"), "{error}");
+    }
+    // What a distribution ships for OpenSSH's sake is not worth a word.
+    let home = Home::new("");
+    home.file(
+        "etc/ssh_config",
+        "KexAlgorithms sntrup761x25519-sha512@openssh.com,curve25519-sha256,gss-x-\n",
+    );
+    assert_eq!(home.target("h").algorithms.kex, ["curve25519-sha256"]);
 }
 
 #[test]

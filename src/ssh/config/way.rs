@@ -65,6 +65,8 @@ impl Resolver<'_> {
             port: hop.port,
             jump: before,
             batch: self.request.batch,
+            dangerous_legacy: self.request.dangerous_legacy.clone(),
+            key: self.request.key.clone(),
             session: Session::None,
             ..Request::default()
         };
