@@ -31,6 +31,7 @@ mod identity;
 mod jumps;
 mod limits;
 mod load;
+mod logins;
 mod matrix;
 mod neighbours;
 mod no_proc;
