@@ -43,6 +43,9 @@ const SLOW_PASSWORD: Duration = Duration::from_secs(10);
 const MOST_ROUNDS: usize = 16;
 const MOST_PROMPTS: usize = 16;
 
+/// Questions of one login, all rounds and methods together.
+const MOST_QUESTIONS: usize = 48;
+
 /// Nobody was let in.
 #[derive(Debug)]
 pub(crate) struct Refused {
@@ -128,6 +131,7 @@ struct Login<'a> {
     tried: Vec<String>,
     offered: MethodSet,
     failures: usize,
+    questions_left: usize,
     /// Whether a person was not asked because of the host's key.
     unheard: bool,
     rsa_hash: Option<Result<Option<HashAlg>, ()>>,
@@ -149,6 +153,7 @@ pub(super) async fn authenticate(
         tried: Vec::new(),
         offered: MethodSet::empty(),
         failures: 0,
+        questions_left: MOST_QUESTIONS,
         unheard: false,
         rsa_hash: None,
         person: false,
@@ -531,7 +536,8 @@ impl Login<'_> {
                     }
                     let asked = prompts.len();
                     let mut responses = Vec::with_capacity(asked);
-                    for prompt in prompts.into_iter().take(MOST_PROMPTS) {
+                    for prompt in prompts.into_iter().take(MOST_PROMPTS.min(self.questions_left)) {
+                        self.questions_left -= 1;
                         let question = Question { text: self.labelled(&prompt.prompt), echo: prompt.echo };
                         let Some(response) = self.shared.human.ask(question).await else { break };
                         answered = true;

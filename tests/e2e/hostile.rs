@@ -28,9 +28,9 @@ use crate::support::{PATIENCE, World, sdk};
 const MEMORY: usize = 1 << 30;
 
 /// `servers/server.py`.
-struct Server {
-    process: Process,
-    alias: String,
+pub(crate) struct Server {
+    pub(crate) process: Process,
+    pub(crate) alias: String,
     /// What it received.
     record: PathBuf,
     _directory: TempDir,
@@ -39,11 +39,16 @@ struct Server {
 impl Server {
     /// Starts it as the host's user, and makes it known to the laptop as `mode`.
     fn start(world: &World, mode: &str) -> Self {
+        Self::run(world, include_str!("servers/server.py"), mode)
+    }
+
+    /// The same for any such script.
+    pub(crate) fn run(world: &World, text: &str, mode: &str) -> Self {
         let user = world.sshd.user();
         let directory = tempfile::Builder::new().prefix("sshd-").tempdir().unwrap();
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let script = directory.path().join("server.py");
-        std::fs::write(&script, include_str!("servers/server.py")).unwrap();
+        std::fs::write(&script, text).unwrap();
         for path in [directory.path(), &script] {
             chown(path, Some(user.uid), Some(user.gid)).unwrap();
         }
@@ -72,7 +77,7 @@ impl Server {
 
     /// What it received in channels holds none of our secrets.
     #[track_caller]
-    fn assert_told_nothing(&self, world: &World) {
+    pub(crate) fn assert_told_nothing(&self, world: &World) {
         let told = std::fs::read(&self.record).unwrap();
         assert!(!String::from_utf8_lossy(&told).contains("Bearer"), "`{}` was told a token", self.alias);
         assert_no_secret(&world.aws.secrets(), &[Place::output(self.alias.clone(), told)]);
@@ -80,7 +85,7 @@ impl Server {
 }
 
 /// The same command with bounded memory.
-fn bounded(command: &Command) -> Command {
+pub(crate) fn bounded(command: &Command) -> Command {
     let mut limited = Command::new("prlimit");
     limited.arg(format!("--as={MEMORY}")).arg("--").arg(command.get_program()).args(command.get_args());
     limited.env_clear().current_dir(command.get_current_dir().unwrap());
@@ -103,7 +108,7 @@ fn run(laptop: &Home, command: Command) -> (Output, Duration) {
 
 /// A terminal would only show text.
 #[track_caller]
-fn assert_printable(output: &Output) {
+pub(crate) fn assert_printable(output: &Output) {
     let odd = |bytes: &[u8]| {
         String::from_utf8_lossy(bytes).chars().find(|c| c.is_control() && !matches!(c, '\n' | '\t'))
     };

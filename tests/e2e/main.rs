@@ -40,6 +40,7 @@ mod profiles;
 mod recipes;
 mod refusals;
 mod returns;
+mod rudeness;
 mod sdks;
 mod sftp;
 mod shells;
