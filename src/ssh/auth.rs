@@ -607,3 +607,7 @@ fn on_every_line(label: &str, text: &str) -> String {
     }
     labelled
 }
+
+#[cfg(test)]
+#[path = "login_tests.rs"]
+mod tests;
