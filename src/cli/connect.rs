@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use clap_complete::ArgValueCandidates;
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 
@@ -40,6 +40,7 @@ use crate::{
 /// stay in memory and are renewed here; the host gets a token file in a private directory on tmpfs, which goes
 /// away with the connection. When this process ends, access ends.
 #[derive(Args, Debug)]
+#[command(group = ArgGroup::new("no_shell_of_ours").args(["no_shell", "background"]).multiple(true))]
 #[command(after_help = "\
 Examples:
   broker connect ada@bastion -p deploy                a shell on bastion, with AWS credentials
@@ -76,7 +77,7 @@ pub(super) struct Arguments {
     background: bool,
 
     /// Language of the exports that -N prints (default: the login shell of the host)
-    #[arg(long, value_name = "SHELL")]
+    #[arg(long, value_name = "SHELL", requires = "no_shell_of_ours")]
     print_env: Option<ShellArgument>,
 
     #[command(flatten)]
@@ -258,10 +259,6 @@ impl Arguments {
 
     fn flags(self, batch: bool) -> Result<Flags, Failure> {
         let no_shell = self.exports_only();
-        if self.print_env.is_some() && !no_shell {
-            return Err(Failure::new(Kind::Usage, "`--print-env` is for tunnels without a shell of ours")
-                .with_hint(Some("add `-N` or `-f`".to_owned())));
-        }
         let mut hosts = self.hosts.into_iter();
         let host = hosts.next().unwrap_or_default();
         if let Some(second) = hosts.next() {
