@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_gettime};
 use tokio::time::{Instant, sleep};
 
 use crate::clock::Clock;
@@ -73,9 +73,9 @@ impl Clocks {
     fn now(clock: &Clock) -> Self {
         let real = clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let real = i128::try_from(real.as_millis()).unwrap_or_default();
-        let monotonic = read(ClockId::Monotonic);
+        let monotonic = read(ClockId::CLOCK_MONOTONIC);
         #[cfg(target_os = "linux")]
-        let boot = read(ClockId::Boottime);
+        let boot = read(ClockId::CLOCK_BOOTTIME);
         // Elsewhere a sleep shows in the wall clock alone.
         #[cfg(not(target_os = "linux"))]
         let boot = monotonic;
@@ -89,8 +89,8 @@ impl Clocks {
 }
 
 fn read(clock: ClockId) -> i128 {
-    let now = clock_gettime(clock);
-    i128::from(now.tv_sec) * 1000 + i128::from(now.tv_nsec) / 1_000_000
+    // Every kernel that we run on has these clocks.
+    clock_gettime(clock).map_or(0, |now| i128::from(now.tv_sec()) * 1000 + i128::from(now.tv_nsec()) / 1_000_000)
 }
 
 /// Returns the address of ours that packets to `peer` would come from. Connecting a datagram socket sends nothing.
