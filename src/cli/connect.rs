@@ -10,6 +10,7 @@ use super::{
     Output, chain, completions,
     desk::{Desk, Why},
     failure::{Failure, Kind},
+    hang_up::Ends,
     host::HowToReach,
     identity::{Identity, Login, Whose},
     job,
@@ -310,7 +311,7 @@ pub(super) async fn run(
     environment: &Environment,
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
-    let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
+    let mut ends = Ends::watch().map_err(|e| Failure::new(Kind::Failed, e))?;
     let clock = Clock::system();
     let device_code = arguments.device_code;
     let limits = arguments.limits.clone();
@@ -392,7 +393,6 @@ pub(super) async fn run(
         }) as tunnel::Observer
     };
     let outcome = async {
-        let mut stop = std::pin::pin!(stop);
         let start = async {
             // 2. and 3. Who we are, and the first credentials of every role, before any host sees us.
             identity.sign_in(&policy).await?;
@@ -422,7 +422,7 @@ pub(super) async fn run(
         };
         let mut tunnel = tokio::select! {
             started = with_ticks(terminal, Box::pin(start)) => started?,
-            _ = &mut stop => return Err(interrupted()),
+            () = ends.start() => return Err(interrupted()),
             why = desk.stopped() => return done(&plan, why),
         };
         let can_ask = matches!(plan.job, Job::Exports { .. });
@@ -433,7 +433,7 @@ pub(super) async fn run(
                 // What went wrong is said once, at the end.
                 Err(_) => (ended, "disconnected".to_owned()),
             },
-            _ = &mut stop => (Err(interrupted()), "stopped".to_owned()),
+            () = ends.tunnel(&plan, &desk.steering) => (Err(interrupted()), "stopped".to_owned()),
             why = desk.stopped() => (done(&plan, why), why.reason()),
             why = limits.over(&host, &grants, &clock, terminal) => (done(&plan, why), why.reason()),
             never = limits::confirm(&host, &grants, terminal, can_ask) => match never {},

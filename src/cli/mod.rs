@@ -18,6 +18,7 @@ mod credentials;
 mod desk;
 mod doctor;
 pub(crate) mod failure;
+mod hang_up;
 mod host;
 mod identity;
 mod identity_env;

@@ -145,7 +145,7 @@ impl Error {
             Self::Lost(Lost::Helper { source: Some(source), .. } | Lost::Sftp { source: Some(source), .. }) => {
                 source.hint()
             }
-            Self::Lost(Lost::Helper { .. } | Lost::Sftp { .. } | Lost::Outgrown { .. }) | Self::NoRandomness(_) => None,
+            Self::Lost(Lost::Helper { .. } | Lost::Sftp { .. } | Lost::Outgrown { .. } | Lost::Asked { .. }) | Self::NoRandomness(_) => None,
         }
     }
 }

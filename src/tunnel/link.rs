@@ -104,6 +104,9 @@ pub(crate) enum Lost {
     /// We gave it up ourselves, for a fresh one.
     #[error("the connection to {host} is renewed, as strangers there used it up")]
     Outgrown { host: String },
+    /// Somebody here said that it is time for a new one.
+    #[error("the connection to {host} is made anew, as SIGHUP asked for it")]
+    Asked { host: String },
     /// Nothing can be renewed or removed any more.
     #[error("the SFTP session on {host} ended, without which the files there cannot be renewed")]
     Sftp {
@@ -132,7 +135,7 @@ impl Lost {
 
     /// Whether it was our wish.
     pub(super) fn is_planned(&self) -> bool {
-        matches!(self, Self::Outgrown { .. })
+        matches!(self, Self::Outgrown { .. } | Self::Asked { .. })
     }
 }
 

@@ -275,9 +275,23 @@ impl Tunnel {
             }
             Link::outgrown(&session).await;
         };
+        let asked = async {
+            loop {
+                self.inputs.steering.asked_for_another().await;
+                if !session.took_a_person() {
+                    break;
+                }
+                // Who has to type something may not be there; that this one works is all that can be seen to.
+                self.inputs.observe(Event::Notice {
+                    message: format!("the connection to {host} is kept, as a new one would need a person"),
+                });
+                session.probe(wake::PROBE_TIMEOUT).await;
+            }
+        };
         tokio::select! {
             lost = up.link.lost(&host) => lost,
             () = outgrown => Lost::Outgrown { host: host.clone() },
+            () = asked => Lost::Asked { host: host.clone() },
             never = trust::watch(self.inputs.tls.as_deref(), &host, &*self.inputs.observer) => match never {},
             never = watch::watch(&self.inputs.grants, &host, &*self.inputs.observer) => match never {},
             never = doubting => match never {},

@@ -121,7 +121,8 @@ impl Tunnel {
             up.link.abandon().await;
         }
         let limit = self.inputs.options.reconnect_for;
-        if limit == Some(Duration::ZERO) || lost.is_final() {
+        // What was our wish is tried once in any case.
+        if (limit == Some(Duration::ZERO) && !lost.is_planned()) || lost.is_final() {
             return Err(lost.into());
         }
         self.inputs.observe(Event::Lost { host: host.clone(), reason: lost.told() });
@@ -146,10 +147,12 @@ impl Tunnel {
                 () = sleep(left.map_or(wait, |left| wait.min(left))) => {}
                 // There may be a network again, and it may lead there.
                 _ = changes.changed() => self.inputs.grants.poke(),
+                () = self.inputs.steering.asked_for_another() => {}
             }
             attempt.alone = began.elapsed() < ALONE;
             let error = match self.attempt(attempt).await {
                 Ok(()) => {
+                    self.inputs.steering.has_another().await;
                     self.inputs.grants.poke();
                     self.tell_back(began, number);
                     return Ok(());

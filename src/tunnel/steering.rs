@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
 use super::{TokenPlace, role_files, travels, trust};
@@ -23,7 +24,10 @@ use crate::{
 
 /// A handle to the tunnel, which may outlive it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Steering(Arc<Mutex<Option<Arc<Placed>>>>);
+pub(crate) struct Steering {
+    placed: Arc<Mutex<Option<Arc<Placed>>>>,
+    another: Arc<Notify>,
+}
 
 /// What lies on the host, and how it was made.
 #[derive(Debug)]
@@ -71,11 +75,30 @@ pub(crate) enum NotPut {
 
 impl Steering {
     pub(super) fn placed(&self, placed: Placed) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(placed));
+        *self.placed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(placed));
     }
 
     fn now(&self) -> Option<Arc<Placed>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has the link replaced by a new one, or the next attempt made now where there is none.
+    pub(crate) fn reconnect(&self) {
+        self.another.notify_one();
+    }
+
+    /// Returns when another link was asked for. What was asked for while nobody waited counts once.
+    pub(super) async fn asked_for_another(&self) {
+        self.another.notified().await;
+    }
+
+    /// What was asked for until now has been done.
+    pub(super) async fn has_another(&self) {
+        tokio::select! {
+            biased;
+            () = self.another.notified() => {}
+            () = std::future::ready(()) => {}
+        }
     }
 
     /// Returns the exports for `shell`, or for the login shell of the host; `None` before the tunnel is up.

@@ -3,9 +3,12 @@
 use std::{os::unix::net::UnixDatagram, time::Duration};
 
 use nix::{sys::signal::Signal, unistd::Pid};
-use sandbox::aws::{Fault, Operation};
+use sandbox::{
+    aws::{Fault, Operation},
+    home::{Stream, Terminal},
+};
 
-use crate::support::{PATIENCE, STOP, World, checkout, eventually};
+use crate::support::{PATIENCE, STOP, World, checkout, eventually, within};
 
 /// The process that a `-f` left behind, by what it told the person.
 fn left_behind(stderr: &str) -> Pid {
@@ -158,6 +161,126 @@ fn a_service_manager_hears_when_we_are_ready_and_when_we_end() {
     let output = process.wait(STOP);
     world.heard("broker", &output);
     world.wait_for_clean_host();
+    world.assert_clean();
+}
+
+/// The one broker here that is not this one.
+fn the_broker(before: &[Pid]) -> Pid {
+    let new: Vec<Pid> = brokers().into_iter().filter(|pid| !before.contains(pid)).collect();
+    let [pid] = new[..] else { panic!("{new:?}") };
+    pid
+}
+
+fn hang_up(pid: Pid) {
+    nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
+}
+
+#[test]
+fn without_a_terminal_sighup_has_it_connect_anew_at_once() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    // As a service manager starts it: in a session of its own.
+    for limit in [&[][..], &["--reconnect-for", "0"]] {
+        let connect = world.connect(&[&["-p", "dev", "-N", "--print-env", "sh"], limit].concat());
+        let setsid = world.in_shell("sh", "exec setsid -w \"$0\" \"$@\"", &connect);
+        let mut process = world.laptop.spawn(setsid);
+        process.wait_for_line(Stream::Stderr, "AWS SDKs on", PATIENCE);
+        process.wait_for_line(Stream::Stdout, "export no_proxy", PATIENCE);
+        let mut tunnel = world.attach(process);
+        let (pid, token, user) = (the_broker(&[]), tunnel.token(), world.sshd.user().clone());
+        for _ in 0..2 {
+            let connection = world.sshd.connections();
+            hang_up(pid);
+            let said = tunnel.process.wait_for_line(Stream::Stderr, "as SIGHUP asked for it", PATIENCE);
+            assert!(said.contains("the connection to bastion is made anew"), "{said}");
+            tunnel.process.wait_for_line(Stream::Stderr, "on port 4144 as before", PATIENCE);
+            assert_ne!(world.sshd.connections(), connection, "another connection");
+            assert_eq!(tunnel.token(), token);
+            assert_eq!(world.fetch(&user, tunnel.url(), Some(&token)).status(), 200);
+        }
+        nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+        let output = tunnel.process.wait(STOP);
+        assert_eq!(output.code, Some(130), "{output}");
+        world.heard("broker", &output);
+        world.wait_for_clean_host();
+    }
+    world.assert_clean();
+}
+
+#[test]
+fn sighup_while_it_is_away_has_the_next_attempt_made_now() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let connect = world.connect(&["-p", "dev", "-N", "--reconnect-for", "1h"]);
+    let mut process = world.laptop.spawn(world.in_shell("sh", "exec setsid -w \"$0\" \"$@\"", &connect));
+    process.wait_for_line(Stream::Stderr, "AWS SDKs on", PATIENCE);
+    let pid = the_broker(&[]);
+    // Where the key is refused it knocks once a minute.
+    world.sshd.configure(&["PubkeyAuthentication no".to_owned(), "PasswordAuthentication yes".to_owned()]);
+    world.sshd.kill_connections();
+    process.wait_for_line(Stream::Stderr, "trying again", PATIENCE);
+    world.sshd.configure(&[]);
+    hang_up(pid);
+    process.wait_for_line(Stream::Stderr, "back after", Duration::from_secs(15));
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    let output = process.wait(STOP);
+    assert_eq!(output.stderr().matches("as SIGHUP asked").count(), 0, "one wish, one connection: {output}");
+    world.heard("broker", &output);
+    world.wait_for_clean_host();
+    world.assert_clean();
+}
+
+#[test]
+fn in_the_background_sighup_has_it_connect_anew() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let connect = world.connect(&["-p", "dev", "-f", "--print-env", "sh"]);
+    let script = "\"$0\" \"$@\"; echo status $?; read -r wait";
+    let mut terminal = world.laptop.terminal(world.in_shell("sh", script, &connect), 50, 200);
+    terminal.wait_for_text("status 0", PATIENCE);
+    let pid = left_behind(&terminal.screen());
+    hang_up(pid);
+    eventually("it is back", PATIENCE, || {
+        let log = world.laptop.read(".local/state/broker/bastion.log");
+        if log.contains("on port 4144 as before") { Ok(()) } else { Err(log) }
+    });
+    assert!(runs(pid));
+    terminal.send("\n");
+    let output = terminal.wait(PATIENCE);
+    world.heard("the terminal", &output);
+    end(&world, pid);
+}
+
+#[test]
+fn on_a_terminal_sighup_ends_it_unless_it_is_to_be_ignored() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let connect = world.connect(&["-p", "dev", "-N", "--print-env", "sh"]);
+    for script in ["exec \"$0\" \"$@\"", "trap '' HUP; exec \"$0\" \"$@\""] {
+        let ignored = script.starts_with("trap");
+        let mut terminal = world.laptop.terminal(world.in_shell("sh", script, &connect), 50, 200);
+        terminal.wait_for_text("AWS SDKs on", PATIENCE);
+        let pid = the_broker(&[]);
+        hang_up(pid);
+        if ignored {
+            let said = |terminal: &mut Terminal, word: &str| terminal.screen().contains(word);
+            assert!(!within(Duration::from_secs(2), || !runs(pid) || said(&mut terminal, "SIGHUP")));
+            nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+        }
+        let output = terminal.wait(STOP);
+        assert_eq!(output.code, Some(130), "{output}");
+        assert!(output.stdout().contains("nothing was left there"), "{output}");
+        world.heard("the terminal", &output);
+        world.wait_for_clean_host();
+    }
     world.assert_clean();
 }
 
