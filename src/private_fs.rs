@@ -4,6 +4,7 @@
 //! another user, files that others may read or change, files that are larger than their kind can be.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::{DirBuilder, File},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
@@ -149,15 +150,8 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         return Err(io(io::ErrorKind::InvalidInput.into()));
     };
     create_directory(directory)?;
-    let mut suffix = [0u8; 8];
-    crate::random::fill(&mut suffix).map_err(|e| io(io::Error::other(e)))?;
-    let mut temporary = std::ffi::OsString::from(".");
-    temporary.push(name);
-    temporary.push(format!(".{:016x}.tmp", u64::from_ne_bytes(suffix)));
-    let temporary = directory.join(temporary);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = rustix::fs::open(&temporary, flags, Mode::RUSR | Mode::WUSR).map_err(|e| io(e.into()))?;
-    let mut file = File::from(fd);
+    remove_abandoned(directory, name);
+    let (temporary, mut file) = create_temporary(directory, name).map_err(io)?;
     let written = file
         .write_all(bytes)
         .and_then(|()| file.sync_all())
@@ -171,6 +165,62 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     }
     Ok(())
 }
+
+/// Creates the file that is to replace `name`, locked as long as it is written: what is there without a lock was left by
+/// a process that was killed.
+fn create_temporary(directory: &Path, name: &OsStr) -> io::Result<(PathBuf, File)> {
+    for _ in 0..TEMPORARY_TRIES {
+        let mut suffix = [0u8; 8];
+        crate::random::fill(&mut suffix).map_err(io::Error::other)?;
+        let mut temporary = beginning(name);
+        temporary.push(format!("{:016x}{END}", u64::from_ne_bytes(suffix)));
+        let temporary = directory.join(temporary);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = File::from(rustix::fs::open(&temporary, flags, Mode::RUSR | Mode::WUSR)?);
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Somebody who tidies up was quicker than we.
+            Err(Errno::WOULDBLOCK) => {}
+            Ok(()) if file.metadata()?.nlink() == 0 => {}
+            // A file system without locks is one on which nobody tidies up.
+            _ => return Ok((temporary, file)),
+        }
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
+}
+
+/// Removes what processes that were killed in the middle of a write left for `name`: it may hold a token.
+fn remove_abandoned(directory: &Path, name: &OsStr) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    let beginning = beginning(name);
+    for entry in entries.flatten() {
+        let found = entry.file_name();
+        let (found, beginning) = (found.as_encoded_bytes(), beginning.as_encoded_bytes());
+        let middle = found.strip_prefix(beginning).and_then(|rest| rest.strip_suffix(END.as_bytes()));
+        if !middle.is_some_and(|middle| middle.len() == 16 && middle.iter().all(u8::is_ascii_hexdigit)) {
+            continue;
+        }
+        let path = entry.path();
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+        let Ok(file) = rustix::fs::open(&path, flags, Mode::empty()) else { continue };
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            // Best effort: it is in nobody's way.
+            drop(std::fs::remove_file(path));
+        }
+    }
+}
+
+fn beginning(name: &OsStr) -> OsString {
+    let mut beginning = OsString::from(".");
+    beginning.push(name);
+    beginning.push(".");
+    beginning
+}
+
+/// How the name of a file ends that is being written.
+const END: &str = ".tmp";
+
+/// Each of them is lost only to another process that looks at the very moment.
+const TEMPORARY_TRIES: usize = 8;
 
 /// Creates `path` and its missing parents, 0700.
 pub(crate) fn create_directory(path: &Path) -> Result<(), Error> {
@@ -272,6 +322,38 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, 0o700);
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_goes_with_the_next_write_and_nothing_else_does() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("token.json");
+        let abandoned = home.path().join(".token.json.0123456789abcdef.tmp");
+        let others =
+            [".token.json.0123456789abcdef.tmp2", ".token.json.mine.tmp", ".other.json.0123456789abcdef.tmp"];
+        for name in others {
+            std::fs::File::create(home.path().join(name)).unwrap();
+        }
+        let busy = std::fs::File::create(&abandoned).unwrap();
+        rustix::fs::flock(&busy, FlockOperation::LockExclusive).unwrap();
+        write(&path, b"one").unwrap();
+        assert!(abandoned.exists(), "somebody writes it");
+        drop(busy);
+        write(&path, b"two").unwrap();
+        assert!(!abandoned.exists());
+        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), others.len() + 1);
+    }
+
+    #[test]
+    fn writers_do_not_tidy_each_other_up() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("token.json");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..100).for_each(|_| write(&path, &[b'x'; 4096]).unwrap()));
+            }
+        });
+        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 1);
     }
 
     #[test]

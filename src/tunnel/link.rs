@@ -392,15 +392,10 @@ impl Link {
         self.session
     }
 
-    /// Returns when strangers have used the connection up, so that it should be renewed.
-    pub(super) async fn outgrown(session: &Session) {
-        loop {
-            tokio::time::sleep(OUTGROWN_LOOK).await;
-            let (_, closed_by_us) = session.channels();
-            if closed_by_us >= MOST_CLOSED {
-                return;
-            }
-        }
+    /// Returns whether strangers have used the connection up, so that it should be renewed before it fills memory.
+    pub(super) fn is_outgrown(session: &Session) -> bool {
+        let (_, closed_by_us) = session.channels();
+        closed_by_us >= MOST_CLOSED
     }
 
     /// Stops serving at once and cuts the connection. What lies on the host is left to the helper there.
@@ -452,6 +447,3 @@ const BYE_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Each channel that we close before the server does costs 3.5 KB until the connection ends: 7 MB.
 const MOST_CLOSED: usize = 2048;
-
-/// Seldom enough for a flood not to have us log in all the time, often enough for it not to fill memory in between.
-const OUTGROWN_LOOK: Duration = Duration::from_secs(5);

@@ -260,20 +260,20 @@ impl Tunnel {
         let Some(up) = &mut self.up else { return self.gone() };
         let session = Arc::clone(&up.link.session);
         let mut changes = wake::Watch::new(session.facts().peer);
-        let doubting = async {
-            loop {
-                let change = changes.changed().await;
-                tracing::debug!(?change, "looking whether the connection still works");
-                session.probe(wake::PROBE_TIMEOUT).await;
-                self.inputs.grants.poke();
-            }
-        };
+        // Nobody is asked to log in again for what strangers do.
+        let renewable = !session.took_a_person() && self.inputs.options.reconnect_for != Some(Duration::ZERO);
         let outgrown = async {
-            // Nobody is asked to log in again for what strangers do.
-            if session.took_a_person() || self.inputs.options.reconnect_for == Some(Duration::ZERO) {
-                std::future::pending::<()>().await;
+            // Every other time is seldom enough for a flood not to have us log in all the time.
+            for look in 1u64.. {
+                if let Some(change) = changes.look().await {
+                    tracing::debug!(?change, "looking whether the connection still works");
+                    session.probe(wake::PROBE_TIMEOUT).await;
+                    self.inputs.grants.poke();
+                }
+                if renewable && look % 2 == 0 && Link::is_outgrown(&session) {
+                    break;
+                }
             }
-            Link::outgrown(&session).await;
         };
         let asked = async {
             loop {
@@ -294,7 +294,6 @@ impl Tunnel {
             () = asked => Lost::Asked { host: host.clone() },
             never = trust::watch(self.inputs.tls.as_deref(), &host, &*self.inputs.observer) => match never {},
             never = watch::watch(&self.inputs.grants, &host, &*self.inputs.observer) => match never {},
-            never = doubting => match never {},
         }
     }
 

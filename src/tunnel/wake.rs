@@ -41,23 +41,30 @@ impl Watch {
     /// Waits until something has changed. Nothing is lost when this is dropped and called again.
     pub(super) async fn changed(&mut self) -> Change {
         loop {
-            let before = Instant::now();
-            sleep(LOOK).await;
-            let late = before.elapsed().saturating_sub(LOOK);
-            let clocks = Clocks::now(&self.clock);
-            let jumped = late >= LATE || clocks.differ(&self.clocks);
-            self.clocks = clocks;
-            let here = self.peer.and_then(source);
-            // No way there at all may be over in a moment, and the way of before be good again.
-            let moved = here.is_some() && here != self.source;
-            if moved {
-                self.source = here;
+            if let Some(change) = self.look().await {
+                return change;
             }
-            match (jumped, moved) {
-                (true, _) => return Change::Time,
-                (_, true) => return Change::Network,
-                _ => {}
-            }
+        }
+    }
+
+    /// Waits until it is time to look, and returns what has changed since the last time.
+    pub(super) async fn look(&mut self) -> Option<Change> {
+        let before = Instant::now();
+        sleep(LOOK).await;
+        let late = before.elapsed().saturating_sub(LOOK);
+        let clocks = Clocks::now(&self.clock);
+        let jumped = late >= LATE || clocks.differ(&self.clocks);
+        self.clocks = clocks;
+        let here = self.peer.and_then(source);
+        // No way there at all may be over in a moment, and the way of before be good again.
+        let moved = here.is_some() && here != self.source;
+        if moved {
+            self.source = here;
+        }
+        match (jumped, moved) {
+            (true, _) => Some(Change::Time),
+            (_, true) => Some(Change::Network),
+            _ => None,
         }
     }
 }
@@ -102,11 +109,12 @@ fn source(peer: SocketAddr) -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.ip())
 }
 
-/// With [`PROBE_TIMEOUT`] behind it, a dead link is noticed within five seconds of waking up.
-const LOOK: Duration = Duration::from_secs(2);
+/// With [`PROBE_TIMEOUT`] behind it, a dead link is noticed within five seconds of waking up. Every timer costs two or
+/// three wake-ups, so what else has to be looked at now and then is looked at on this occasion.
+const LOOK: Duration = Duration::from_millis(2500);
 
 /// How long the server may take to show that it is there, when there is reason for doubt.
-pub(super) const PROBE_TIMEOUT: Duration = Duration::from_millis(2500);
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_millis(2300);
 
 /// The two clocks count the same ticks but for sleep.
 const SLEPT: Duration = Duration::from_secs(1);
