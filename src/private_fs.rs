@@ -332,9 +332,9 @@ mod tests {
         let others =
             [".token.json.0123456789abcdef.tmp2", ".token.json.mine.tmp", ".other.json.0123456789abcdef.tmp"];
         for name in others {
-            std::fs::File::create(home.path().join(name)).unwrap();
+            File::create(home.path().join(name)).unwrap();
         }
-        let busy = std::fs::File::create(&abandoned).unwrap();
+        let busy = File::create(&abandoned).unwrap();
         rustix::fs::flock(&busy, FlockOperation::LockExclusive).unwrap();
         write(&path, b"one").unwrap();
         assert!(abandoned.exists(), "somebody writes it");
