@@ -338,7 +338,9 @@ fn read_small(path: &Path) -> io::Result<(u32, Zeroizing<String>)> {
     }
     let mut text = Zeroizing::new(String::new());
     file.take(LARGEST_KEY).read_to_string(&mut text)?;
-    Ok((metadata.mode() & 0o7777, text))
+    // As OpenSSH: who shares somebody else's file with whom is not ours to say, such as a secret mounted for a group.
+    let ours = metadata.uid() == rustix::process::geteuid().as_raw();
+    Ok((metadata.mode() & if ours { 0o7777 } else { 0o7700 }, text))
 }
 
 #[cfg(test)]

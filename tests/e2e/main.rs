@@ -28,6 +28,7 @@ mod host_certificates;
 mod host_files;
 mod hostile;
 mod identity;
+mod image;
 mod jumps;
 mod limits;
 mod load;
