@@ -4,11 +4,15 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use clap_complete::ArgValueCandidates;
-use tokio::{sync::oneshot, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::JoinSet,
+    time::Instant,
+};
 
 use super::{
     Output, chain, completions,
-    desk::{Desk, Why},
+    desk::{Desk, Desks, Why},
     failure::{Failure, Kind},
     hang_up::Ends,
     host::HowToReach,
@@ -47,10 +51,11 @@ Examples:
   broker connect ada@bastion -p deploy                a shell on bastion, with AWS credentials
   broker connect bastion -p deploy -- aws s3 ls       one command; its exit status is ours
   broker connect bastion -p deploy -p audit -N        tunnel only; prints the exports to paste there
+  broker connect web1 web2 web3 -p deploy -- ./up     on each, its lines behind its name; the worst exit status is ours
 
 To undo: leave the shell, or end broker. Nothing stays on the host.")]
 pub(super) struct Arguments {
-    /// The host, also as a URL (ssh://…), or an alias from ssh_config
+    /// The host, also as a URL (ssh://…), or an alias from ssh_config; several with -N, -f or a command
     #[arg(value_name = "[USER@]HOST[:PORT]", required = true, num_args = 1.., add = ArgValueCandidates::new(completions::hosts))]
     hosts: Vec<String>,
 
@@ -129,14 +134,14 @@ pub(super) struct Arguments {
 
     /// Sign in with a code on another device instead of a browser here
     #[arg(long)]
-    device_code: bool,
+    pub(super) device_code: bool,
 
     /// Profiles that processes on the host may ask for by name, such as `team-*`; fetched when one does
     #[arg(long, value_name = "PATTERN")]
     allow: Vec<String>,
 
     #[command(flatten)]
-    limits: Limits,
+    pub(super) limits: Limits,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -258,19 +263,26 @@ impl Arguments {
         self.background
     }
 
-    fn flags(self, batch: bool) -> Result<Flags, Failure> {
-        let no_shell = self.exports_only();
-        let mut hosts = self.hosts.into_iter();
-        let host = hosts.next().unwrap_or_default();
-        if let Some(second) = hosts.next() {
+    /// Returns the hosts. Several are meant only where something says that they are hosts, and not a command.
+    pub(super) fn hosts(&self) -> Result<&[String], Failure> {
+        if let ([host, second, ..], false, true) =
+            (self.hosts.as_slice(), self.exports_only(), self.command.is_empty())
+        {
             return Err(Failure::new(
                 Kind::Usage,
-                format!("`{second}` is a second host, and one tunnel leads to one host"),
+                format!("`{second}` is a second host, and a shell leads to one host"),
             )
-            .with_hint(Some(format!("to run `{second}` on {host}, put `--` before it"))));
+            .with_hint(Some(format!(
+                "to run `{second}` on {host}, put `--` before it; several hosts go with `-N`, `-f` or a command"
+            ))));
         }
-        Ok(Flags {
-            wanted: self.whose.wanted(&host),
+        Ok(&self.hosts)
+    }
+
+    pub(super) fn flags(&self, host: &str, batch: bool) -> Flags {
+        let no_shell = self.exports_only();
+        Flags {
+            wanted: self.whose.wanted(host),
             remote_port: match self.remote_port {
                 RemotePort::Auto => None,
                 RemotePort::Exactly(port) => Some(port),
@@ -284,7 +296,7 @@ impl Arguments {
             no_shell,
             background: self.background,
             print_env: self.print_env.map(Shell::from),
-            command: self.command,
+            command: self.command.clone(),
             request_tty: match (self.tty, self.no_tty) {
                 (true, _) => Some(true),
                 (_, true) => Some(false),
@@ -292,15 +304,15 @@ impl Arguments {
             },
             token_in_environment: self.token == TokenArgument::Env,
             trust_host_users: self.trust_host_users,
-            allow_uids: self.allow_uids,
-            allow: self.allow,
+            allow_uids: self.allow_uids.clone(),
+            allow: self.allow.clone(),
             install_profiles: self.install_profiles,
-            tls: self.tls,
+            tls: self.tls.clone(),
             reconnect_for: self.reconnect_for,
             tmux: self.tmux,
             keep_config: matches!(self.remote_config, RemoteConfig::Keep),
-            ..self.reach.flags(&host, batch)
-        })
+            ..self.reach.flags(host, batch)
+        }
     }
 }
 
@@ -311,13 +323,16 @@ pub(super) async fn run(
     environment: &Environment,
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
+    let [host] = arguments.hosts()? else {
+        return Box::pin(super::many::run(&arguments, output, environment, terminal)).await;
+    };
     let mut ends = Ends::watch().map_err(|e| Failure::new(Kind::Failed, e))?;
     let clock = Clock::system();
     let device_code = arguments.device_code;
     let limits = arguments.limits.clone();
 
     // 1. Everything that can be wrong without a network.
-    let plan = config::plan(arguments.flags(output.batch)?, environment).map_err(usage)?;
+    let plan = config::plan(arguments.flags(host, output.batch), environment).map_err(usage)?;
     let endpoints = environment.endpoints().map_err(|e| usage(e.into()))?;
     for warning in &plan.warnings {
         terminal.warning(warning);
@@ -325,41 +340,14 @@ pub(super) async fn run(
     let human = Arc::clone(terminal) as Arc<dyn Human>;
     let host_keys = KnownHostKeys::load(&plan.target, Arc::clone(&human)).map_err(host_key)?;
 
-    let tls = match &plan.tls {
-        None => None,
-        Some(wish) => {
-            let (identity, warnings) = tls::Identity::new(wish, clock.now()).map_err(|error| {
-                let hint = error.hint();
-                Failure::new(Kind::Usage, error).with_hint(hint)
-            })?;
-            for warning in warnings {
-                terminal.warning(&warning);
-            }
-            Some(Arc::new(identity))
-        }
-    };
-
-    let (log, audit) = match audit::open(&environment.audit_log(), clock.clone()) {
-        Ok((log, audit)) => (log, Some(audit)),
-        Err(e) => {
-            terminal.warning(&not_logged(&e));
-            (audit::discard(clock.clone()), None)
-        }
-    };
-    let grants = Grants::new(log.for_host(&plan.target.original));
+    let tls = certificate(&plan, &clock, terminal)?;
     let mut background = JoinSet::new();
-    let (stop_writing, written) = oneshot::channel::<()>();
-    if let Some(audit) = audit {
-        let terminal = Arc::clone(terminal);
-        background.spawn(async move {
-            drop(audit.run(async { drop(written.await) }, |e| terminal.warning(&not_logged(e))).await);
-        });
-    }
+    let (log, stop_writing) = open_log(environment, &clock, terminal, &mut background);
+    let grants = Grants::new(log.for_host(&plan.target.original));
     let (stop_refreshing, refreshed) = oneshot::channel::<()>();
     let (mut stop_refreshing, mut stopping) = (Some(stop_refreshing), None);
     let refreshing = Arc::clone(&grants);
     // The log ends when nobody has anything to write any more: the refresher's last lines say how often strangers came.
-    let stop_writing = Arc::new(stop_writing);
     let refresher_writes = Arc::clone(&stop_writing);
     background.spawn(async move {
         refreshing.run(async { drop(refreshed.await) }).await;
@@ -372,6 +360,7 @@ pub(super) async fn run(
     }
     let (host, destination) = (plan.target.original.clone(), account(&plan.target));
     let desk = Desk::new(
+        1,
         host.clone(),
         destination,
         Arc::clone(&grants),
@@ -380,7 +369,8 @@ pub(super) async fn run(
         clock.clone(),
     );
     let (stop_listening, listened) = oneshot::channel::<()>();
-    desk.open(terminal, &mut background, async { drop(listened.await) });
+    let desks = Desks(vec![Arc::clone(&desk)]);
+    desks.open(environment, terminal, &mut background, async { drop(listened.await) });
     if let Some(end) = limits.ends_at(clock.now()) {
         desk.board.ends(end);
     }
@@ -417,6 +407,7 @@ pub(super) async fn run(
                 log: log.for_host(&plan.target.original),
                 observer,
                 steering: desk.steering.clone(),
+                turns: Arc::new(Semaphore::new(1)),
             };
             Tunnel::start(inputs).await.map_err(tunnel_failure)
         };
@@ -471,8 +462,49 @@ pub(super) async fn run(
     outcome
 }
 
+/// Returns who we are to TLS clients at the port (`--tls`).
+pub(super) fn certificate(
+    plan: &Plan,
+    clock: &Clock,
+    terminal: &Terminal,
+) -> Result<Option<Arc<tls::Identity>>, Failure> {
+    let Some(wish) = &plan.tls else { return Ok(None) };
+    let (identity, warnings) = tls::Identity::new(wish, clock.now()).map_err(|error| {
+        let hint = error.hint();
+        Failure::new(Kind::Usage, error).with_hint(hint)
+    })?;
+    for warning in warnings {
+        terminal.warning(&warning);
+    }
+    Ok(Some(Arc::new(identity)))
+}
+
+/// Opens the log of decisions, which `tasks` write until nobody holds the sender any more.
+pub(super) fn open_log(
+    environment: &Environment,
+    clock: &Clock,
+    terminal: &Arc<Terminal>,
+    tasks: &mut JoinSet<()>,
+) -> (audit::Log, Arc<oneshot::Sender<()>>) {
+    let (stop_writing, written) = oneshot::channel::<()>();
+    let log = match audit::open(&environment.audit_log(), clock.clone()) {
+        Ok((log, audit)) => {
+            let terminal = Arc::clone(terminal);
+            tasks.spawn(async move {
+                drop(audit.run(async { drop(written.await) }, |e| terminal.warning(&not_logged(e))).await);
+            });
+            log
+        }
+        Err(e) => {
+            terminal.warning(&not_logged(&e));
+            audit::discard(clock.clone())
+        }
+    };
+    (log, Arc::new(stop_writing))
+}
+
 /// Returns how `connect` ends when it was meant to. A command that was cut short has not succeeded.
-fn done(plan: &Plan, why: Why) -> Result<ExitCode, Failure> {
+pub(super) fn done(plan: &Plan, why: Why) -> Result<ExitCode, Failure> {
     match plan.job {
         Job::Command { .. } => {
             Err(Failure::new(Kind::Failed, format!("the command was cut short: {}", why.reason())))
@@ -533,7 +565,7 @@ pub(super) fn tunnel_failure(error: tunnel::Error) -> Failure {
     Failure::new(kind, error).with_hint(hint)
 }
 
-fn interrupted() -> Failure {
+pub(super) fn interrupted() -> Failure {
     Failure::new(Kind::Interrupted, "interrupted")
 }
 
@@ -544,10 +576,10 @@ fn not_logged(error: &audit::Error) -> String {
 }
 
 /// A whole stop (`product.md` 7), less what a process needs to end.
-const STOP_TIMEOUT: Duration = Duration::from_millis(1900);
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_millis(1900);
 
 /// For the last audit lines, when the host has used up the rest of [`STOP_TIMEOUT`].
-const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(150);
+pub(super) const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(150);
 
 #[cfg(test)]
 mod tests {

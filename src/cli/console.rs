@@ -90,22 +90,25 @@ pub(super) async fn run(
 
 /// Returns the exit code of what ran on the host: its status, 128 + n for a signal, 255 where it had none.
 pub(super) fn exit_code(outcome: Outcome, host: &str) -> Result<ExitCode, Failure> {
+    status(outcome, host).map(ExitCode::from)
+}
+
+/// Returns the same as a number.
+pub(super) fn status(outcome: Outcome, host: &str) -> Result<u8, Failure> {
     let failed = |what: String| Err(Failure::new(Kind::Failed, what));
     match outcome {
         // An exit status has 8 bits (wait(2)); what a server sends beyond them means nothing.
-        Outcome::Exited(Exit::Status(status)) => {
-            Ok(ExitCode::from(u8::try_from(status & 0xff).unwrap_or(u8::MAX)))
-        }
-        Outcome::Exited(Exit::Signal { name, .. }) => Ok(ExitCode::from(signal_code(&name))),
+        Outcome::Exited(Exit::Status(status)) => Ok(u8::try_from(status & 0xff).unwrap_or(u8::MAX)),
+        Outcome::Exited(Exit::Signal { name, .. }) => Ok(signal_code(&name)),
         Outcome::Exited(Exit::Lost) => failed(format!("the connection to {host} was lost")),
         Outcome::Exited(Exit::Unknown) => failed(format!("{host} did not say how the command ended")),
         Outcome::Exited(Exit::TooMuchOutput(why)) => failed(match why {
             Some(why) => format!("the output could not be kept until it was read: {why}"),
             None => "the output could not be kept until it was read".to_owned(),
         }),
-        Outcome::Left => Ok(ExitCode::from(255)),
+        Outcome::Left => Ok(255),
         // As a process that wrote into a closed pipe ends: 128 + SIGPIPE.
-        Outcome::OutputClosed => Ok(ExitCode::from(141)),
+        Outcome::OutputClosed => Ok(141),
         Outcome::OutputLost(why) => failed(format!("the output could not be written: {why}")),
     }
 }

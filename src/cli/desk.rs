@@ -31,9 +31,6 @@ use crate::{
     tunnel::{Event, NotPut, Steering},
 };
 
-/// The number of the one tunnel of this process.
-const ID: u32 = 1;
-
 /// Why a tunnel ends that nothing is wrong with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Why {
@@ -58,6 +55,8 @@ impl Why {
 
 /// One tunnel, as other terminals know it.
 pub(super) struct Desk {
+    /// The number of the tunnel in this process.
+    id: u32,
     pub(super) board: Board,
     pub(super) steering: Steering,
     grants: Arc<Grants>,
@@ -72,6 +71,7 @@ pub(super) struct Desk {
 
 impl Desk {
     pub(super) fn new(
+        id: u32,
         host: String,
         destination: String,
         grants: Arc<Grants>,
@@ -80,6 +80,7 @@ impl Desk {
         clock: Clock,
     ) -> Arc<Self> {
         Arc::new(Self {
+            id,
             board: Board::new(host, destination, clock),
             steering: Steering::default(),
             grants,
@@ -89,27 +90,6 @@ impl Desk {
             ended: watch::Sender::new(false),
             turn: tokio::sync::Mutex::default(),
         })
-    }
-
-    /// Listens for other terminals until `shutdown` completes. Without a place for a socket the tunnel works, and says
-    /// that it cannot be steered.
-    pub(super) fn open(
-        self: &Arc<Self>,
-        terminal: &Terminal,
-        tasks: &mut JoinSet<()>,
-        shutdown: impl Future<Output = ()> + Send + 'static,
-    ) {
-        let directories: Vec<PathBuf> = self.environment.runtime_directories();
-        match Server::open(&directories) {
-            Ok(server) => {
-                let desk = Arc::clone(self) as Arc<dyn server::Desk>;
-                tasks.spawn(server.run(desk, shutdown));
-            }
-            Err(error) => terminal.warning(&format!(
-                "`broker status` and its like will not find this tunnel: {}; it works all the same",
-                super::chain(&error)
-            )),
-        }
     }
 
     /// Notes what happens to the tunnel.
@@ -152,9 +132,18 @@ impl Desk {
         self.ended.send_replace(true);
     }
 
+    /// Whether processes on the host are served now.
+    pub(super) fn is_up(&self) -> bool {
+        self.board.state() == State::Up
+    }
+
+    fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
     async fn dispatch(&self, request: Request) -> Result<Answer, Refusal> {
         match request {
-            Request::Status => Ok(Answer::Status { tunnels: vec![self.board.report(ID, &self.grants)] }),
+            Request::Status => Ok(Answer::Status { tunnels: vec![self.board.report(self.id, &self.grants)] }),
             Request::Env { shell } => self.env(shell),
             Request::Stop => {
                 self.stop.send_replace(true);
@@ -339,14 +328,50 @@ impl Desk {
     }
 }
 
-impl server::Desk for Desk {
+/// All tunnels of this process.
+pub(super) struct Desks(pub(super) Vec<Arc<Desk>>);
+
+impl Desks {
+    /// Listens for other terminals until `shutdown` completes. Without a place for a socket the tunnel works, and says
+    /// that it cannot be steered.
+    pub(super) fn open(
+        self,
+        environment: &Environment,
+        terminal: &Terminal,
+        tasks: &mut JoinSet<()>,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let directories: Vec<PathBuf> = environment.runtime_directories();
+        match Server::open(&directories) {
+            Ok(server) => {
+                let desk = Arc::new(self) as Arc<dyn server::Desk>;
+                tasks.spawn(server.run(desk, shutdown));
+            }
+            Err(error) => terminal.warning(&format!(
+                "`broker status` and its like will not find this tunnel: {}; it works all the same",
+                super::chain(&error)
+            )),
+        }
+    }
+}
+
+impl server::Desk for Desks {
     fn answer(&self, id: Option<u32>, request: Request) -> BoxFuture<'_, Result<Answer, Refusal>> {
         Box::pin(async move {
-            match (id, &request) {
-                (Some(ID), _) | (None, Request::Status) => self.dispatch(request).await,
-                _ => Err(Refusal::new(RefusalKind::Usage, "this process has no such tunnel")),
+            if id.is_none() && request == Request::Status {
+                let reports = self.0.iter().filter(|desk| !desk.has_ended());
+                let reports = reports.map(|desk| desk.board.report(desk.id, &desk.grants));
+                return Ok(Answer::Status { tunnels: reports.collect() });
+            }
+            match self.0.iter().find(|desk| Some(desk.id) == id) {
+                Some(desk) => desk.dispatch(request).await,
+                None => Err(Refusal::new(RefusalKind::Usage, "this process has no such tunnel")),
             }
         })
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.iter().all(|desk| desk.has_ended())
     }
 }
 

@@ -51,17 +51,25 @@ pub(crate) struct Failure {
     pub(crate) kind: Kind,
     pub(crate) error: Box<dyn Error + Send + Sync>,
     pub(crate) hint: Option<String>,
+    /// Which of several hosts it is about.
+    pub(crate) host: Option<String>,
 }
 
 impl Failure {
     /// Wraps `error`.
     pub(crate) fn new(kind: Kind, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { kind, error: error.into(), hint: None }
+        Self { kind, error: error.into(), hint: None, host: None }
     }
 
     /// Adds the way out.
     pub(crate) fn with_hint(mut self, hint: Option<String>) -> Self {
         self.hint = hint;
+        self
+    }
+
+    /// Says which of several hosts it is about.
+    pub(crate) fn of(mut self, host: &str) -> Self {
+        self.host = Some(host.to_owned());
         self
     }
 

@@ -174,15 +174,47 @@ impl Identity {
 
     /// Returns a grant of the profile, which opens nothing yet.
     pub(super) fn grant(&self, profile: &Profile, on_request: bool) -> Result<Grant, Failure> {
+        Self::grant_from(profile, self.cache(profile, on_request))
+    }
+
+    fn cache(&self, profile: &Profile, on_request: bool) -> Arc<Cache> {
         let (source, clock) = (self.source(profile), self.clock.clone());
+        if on_request { Cache::on_request(source, clock) } else { Cache::new(source, clock) }
+    }
+
+    fn grant_from(profile: &Profile, cache: Arc<Cache>) -> Result<Grant, Failure> {
         Ok(Grant::new(
             profile.name.clone(),
             profile.source.role(),
             profile.region.clone(),
             profile.output.clone(),
             BearerToken::generate().map_err(|e| Failure::new(Kind::Failed, e))?,
-            if on_request { Cache::on_request(source, clock) } else { Cache::new(source, clock) },
+            cache,
         ))
+    }
+
+    /// Grants everything of the plan, with credentials that are fetched once for all tunnels of `shared`.
+    pub(super) fn grant_shared(
+        &self,
+        plan: &Plan,
+        grants: &Grants,
+        shared: &mut Shared,
+    ) -> Result<(), Failure> {
+        let named = plan.profiles.iter().map(|profile| (profile, false));
+        for (profile, on_request) in named.chain(plan.on_request.iter().map(|profile| (profile, true))) {
+            let known = shared.0.iter().find(|(known, lazy, _)| known == profile && *lazy == on_request);
+            let cache = match known {
+                Some((.., cache)) => Arc::clone(cache),
+                None => {
+                    let cache = self.cache(profile, on_request);
+                    shared.0.push((profile.clone(), on_request, Arc::clone(&cache)));
+                    cache
+                }
+            };
+            let grant = Self::grant_from(profile, cache)?;
+            grants.add(grant).map_err(|e| Failure::new(Kind::Failed, e))?;
+        }
+        Ok(())
     }
 
     pub(super) fn grant_all(&self, plan: &Plan, grants: &Grants) -> Result<(), Failure> {
@@ -220,6 +252,10 @@ impl Identity {
         Err(no_credentials(profile.as_str(), error, login.batch))
     }
 }
+
+/// Credentials that several tunnels of this process serve: fetched once, renewed once.
+#[derive(Default)]
+pub(super) struct Shared(Vec<(Profile, bool, Arc<Cache>)>);
 
 /// Says why there are no credentials for a profile.
 pub(super) fn no_credentials(profile: &str, error: Arc<FetchError>, batch: bool) -> Failure {

@@ -129,7 +129,7 @@ pub(super) fn sh_instead(host: &str, login_shell: Option<&str>) -> Option<String
 /// Nobody on the host would know of the tunnel.
 #[derive(Debug, thiserror::Error)]
 #[error("could not print the exports on stdout")]
-struct NotPrinted(#[source] std::io::Error);
+pub(super) struct NotPrinted(#[source] pub(super) std::io::Error);
 
 #[cfg(test)]
 mod tests {

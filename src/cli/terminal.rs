@@ -109,6 +109,11 @@ impl Terminal {
         self.colored.store(self.style.color == Color::Always, Relaxed);
     }
 
+    /// Whether a program reads what we say.
+    pub(super) fn is_json(&self) -> bool {
+        self.style.format == LogFormat::Json
+    }
+
     fn live(&self) -> bool {
         self.live.load(Relaxed)
     }
@@ -227,6 +232,9 @@ impl Terminal {
         if self.style.format == LogFormat::Json {
             let mut fields = serde_json::Map::new();
             fields.insert("event".into(), "error".into());
+            if let Some(host) = &failure.host {
+                fields.insert("host".into(), host.as_str().into());
+            }
             fields.insert("kind".into(), failure.kind.name().into());
             fields.insert("code".into(), failure.kind.code().into());
             fields.insert("message".into(), failure.to_string().into());
@@ -243,8 +251,11 @@ impl Terminal {
 
     fn described(&self, failure: &Failure, remote: bool) -> String {
         // Texts of others were made safe where they came in; here ends what was missed.
-        let mut text =
-            format!("broker: {}: {}\n", self.paint("31;1", "error"), printable(&failure.to_string()));
+        let what = match &failure.host {
+            Some(host) => format!("{host}: {failure}"),
+            None => failure.to_string(),
+        };
+        let mut text = format!("broker: {}: {}\n", self.paint("31;1", "error"), printable(&what));
         for cause in failure.causes() {
             text.push_str(&format!("broker: caused by: {}\n", printable(&cause)));
         }

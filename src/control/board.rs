@@ -71,6 +71,11 @@ impl Board {
         live.trouble = trouble;
     }
 
+    /// Returns how it is now.
+    pub(crate) fn state(&self) -> State {
+        self.live().state
+    }
+
     /// Notes when it will end by itself.
     pub(crate) fn ends(&self, at: SystemTime) {
         self.live().ends_at = Some(at);

@@ -19,6 +19,11 @@ use crate::human::BoxFuture;
 pub(crate) trait Desk: Send + Sync {
     /// Answers a request about the tunnel `id`, or about the process. Ends by itself within [`PATIENCE`].
     fn answer(&self, id: Option<u32>, request: Request) -> BoxFuture<'_, Result<Answer, Refusal>>;
+
+    /// Whether this process has no tunnel any more, and ends.
+    fn is_over(&self) -> bool {
+        true
+    }
 }
 
 /// A socket of this process that other terminals find. Removed when dropped.
@@ -146,7 +151,10 @@ async fn client(mut stream: UnixStream, desk: &dyn Desk) {
     if let Err(error) = wire::write(&mut stream, &reply, ANSWER_TIMEOUT).await {
         tracing::debug!(%error, "a control client went away before it had its answer");
     }
-    if stops && let Ok(stream) = stream.into_std() {
+    if stops
+        && desk.is_over()
+        && let Ok(stream) = stream.into_std()
+    {
         // Left open on purpose: the kernel closes it when this process ends, which is what the other end waits for.
         let _open_until_we_end = stream.into_raw_fd();
     }

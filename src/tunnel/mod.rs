@@ -89,6 +89,8 @@ pub(crate) struct Inputs {
     pub(crate) observer: Observer,
     /// What others can do with the tunnel while it is up.
     pub(crate) steering: Steering,
+    /// Who connects to one server at once: a server takes few that have not logged in yet (`MaxStartups`).
+    pub(crate) turns: Arc<tokio::sync::Semaphore>,
 }
 
 impl Inputs {
@@ -160,6 +162,7 @@ impl Tunnel {
         let teller = Teller::default();
         let observer = teller.first(&inputs.observer);
         let first = Inputs { observer, ..inputs.clone() };
+        let turn = Arc::clone(&inputs.turns).acquire_owned().await;
         let (up, exports) = match Box::pin(bring_up(&first, None)).await {
             Ok(up) => up,
             Err(error) => {
@@ -167,6 +170,7 @@ impl Tunnel {
                 return Err(error);
             }
         };
+        drop(turn);
         let memory = Memory::of(&up);
         Ok(Self { inputs, up: Some(up), exports, memory, teller })
     }

@@ -220,6 +220,7 @@ impl Tunnel {
 
     async fn attempt(&mut self, attempt: Attempt) -> Result<(), Error> {
         let inputs = self.inputs_for(attempt);
+        let _turn = inputs.turns.acquire().await;
         let again = Again {
             before: self.memory.peer.map(|address| Before { address, alone: attempt.alone }),
             graves: self.memory.graves.clone(),

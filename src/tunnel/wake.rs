@@ -97,7 +97,8 @@ impl Clocks {
 
 fn read(clock: ClockId) -> i128 {
     // Every kernel that we run on has these clocks.
-    clock_gettime(clock).map_or(0, |now| i128::from(now.tv_sec()) * 1000 + i128::from(now.tv_nsec()) / 1_000_000)
+    clock_gettime(clock)
+        .map_or(0, |now| i128::from(now.tv_sec()) * 1000 + i128::from(now.tv_nsec()) / 1_000_000)
 }
 
 /// Returns the address of ours that packets to `peer` would come from. Connecting a datagram socket sends nothing.

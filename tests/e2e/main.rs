@@ -33,6 +33,7 @@ mod jumps;
 mod limits;
 mod load;
 mod logins;
+mod many;
 mod matrix;
 mod neighbours;
 mod no_proc;
