@@ -71,6 +71,7 @@ fn measure(count: usize) -> (f64, Duration) {
     home.write("known_hosts", bastion.known_hosts_line("127.0.0.1"), 0o600);
     let mut command = home.command(env!("CARGO_BIN_EXE_broker"));
     command.args(["connect", "-N", "--batch", "--transport", "unix", "--print-env", "json", "-p", "dev"]);
+    command.envs(std::env::vars().filter(|(n, _)| n.starts_with("MALLOC_")));
     command.args(["-F"]).arg(home.join("config")).args(&names).envs(aws.environment());
     let started = Instant::now();
     let mut process = Process::spawn(command);

@@ -402,9 +402,11 @@ async fn work(plan: &Plan, tunnel: &mut Tunnel, terminal: &Terminal) -> Ended {
             {
                 terminal.notice(&notice);
             }
-            let exports = tunnel.exports(*shell);
-            let block = headed(host, *shell, &exports);
-            terminal.data(block.as_bytes()).map_err(|e| Failure::new(Kind::Failed, NotPrinted(e)))?;
+            {
+                // Not kept for as long as the tunnel lives.
+                let block = headed(host, *shell, &tunnel.exports(*shell));
+                terminal.data(block.as_bytes()).map_err(|e| Failure::new(Kind::Failed, NotPrinted(e)))?;
+            }
             Err(tunnel_failure(tunnel.keep().await))
         }
         Job::Command { .. } | Job::Shell { .. } => {

@@ -182,7 +182,7 @@ fn code_130_is_an_interruption() {
         return;
     }
     let mut world = World::new();
-    for further in [&["-N"][..], &["--", "sleep", "1000"]] {
+    for further in [&["-N"][..], &["--", "cat"]] {
         let mut process = world.laptop.spawn(connect(&world, further));
         process.wait_for_line(Stream::Stderr, "\"ready\"", PATIENCE);
         process.signal(Signal::SIGTERM);

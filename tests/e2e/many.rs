@@ -8,7 +8,7 @@ use sandbox::{
 };
 use serde_json::Value;
 
-use crate::support::{PATIENCE, STOP, World, eventually};
+use crate::support::{PATIENCE, STOP, World, eventually, within};
 
 /// A world with further hosts, which are other accounts and servers on this machine.
 struct Fleet {
@@ -205,6 +205,42 @@ fn a_command_runs_on_each_and_its_lines_are_behind_their_hosts() {
     assert!(output.stderr().contains("web: exit status 3"), "{output}");
     assert_eq!(output.stdout().lines().count(), 1004, "no line is inside another");
     fleet.world.wait_for_clean_host();
+    fleet.world.assert_clean();
+}
+
+#[test]
+fn no_server_meets_more_strangers_at_once_than_it_lets_in() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut fleet = two();
+    // A server that lets everybody wait: what it has accepted has not logged in.
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let names: Vec<String> = (1..=20).map(|number| format!("slow{number}")).collect();
+    let mut config = fleet.world.laptop.read(".ssh/config");
+    for name in &names {
+        config.push_str(&format!("Host {name}\n  HostName 127.0.0.1\n  Port {port}\n  User x\n"));
+    }
+    fleet.world.laptop.write(".ssh/config", config, 0o600);
+    let words: Vec<&str> = names.iter().map(String::as_str).chain(["-N"]).collect();
+    let mut process = fleet.world.laptop.spawn(fleet.connect(&words));
+    let mut came = 0;
+    while came < names.len() {
+        let (mut waiting, wanted) = (Vec::new(), (names.len() - came).min(8));
+        eventually("as many come as may", PATIENCE, || {
+            waiting.extend(server.accept());
+            if waiting.len() == wanted { Ok(()) } else { Err(format!("{} of {wanted}", waiting.len())) }
+        });
+        let more = within(std::time::Duration::from_millis(300), || server.accept().is_ok());
+        assert!(!more, "one more than {wanted} at once");
+        came += waiting.len();
+    }
+    let output = process.wait(PATIENCE);
+    fleet.world.heard("broker connect", &output);
+    assert_eq!(output.code, Some(5), "{output}");
+    assert!(output.stderr().contains("20 of 20 hosts failed"), "{output}");
     fleet.world.assert_clean();
 }
 
