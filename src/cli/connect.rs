@@ -11,9 +11,10 @@ use tokio::{
 };
 
 use super::{
-    Output, chain, completions,
+    Output, completions,
     desk::{Desk, Desks, Why},
     failure::{Failure, Kind},
+    ground::{certificate, open_log},
     hang_up::Ends,
     host::HowToReach,
     identity::{Identity, Login, Whose},
@@ -24,7 +25,6 @@ use super::{
     with_ticks,
 };
 use crate::{
-    audit,
     clock::Clock,
     config::{self, Environment, Flags, Job, Plan},
     creds::grant::Grants,
@@ -462,47 +462,6 @@ pub(super) async fn run(
     outcome
 }
 
-/// Returns who we are to TLS clients at the port (`--tls`).
-pub(super) fn certificate(
-    plan: &Plan,
-    clock: &Clock,
-    terminal: &Terminal,
-) -> Result<Option<Arc<tls::Identity>>, Failure> {
-    let Some(wish) = &plan.tls else { return Ok(None) };
-    let (identity, warnings) = tls::Identity::new(wish, clock.now()).map_err(|error| {
-        let hint = error.hint();
-        Failure::new(Kind::Usage, error).with_hint(hint)
-    })?;
-    for warning in warnings {
-        terminal.warning(&warning);
-    }
-    Ok(Some(Arc::new(identity)))
-}
-
-/// Opens the log of decisions, which `tasks` write until nobody holds the sender any more.
-pub(super) fn open_log(
-    environment: &Environment,
-    clock: &Clock,
-    terminal: &Arc<Terminal>,
-    tasks: &mut JoinSet<()>,
-) -> (audit::Log, Arc<oneshot::Sender<()>>) {
-    let (stop_writing, written) = oneshot::channel::<()>();
-    let log = match audit::open(&environment.audit_log(), clock.clone()) {
-        Ok((log, audit)) => {
-            let terminal = Arc::clone(terminal);
-            tasks.spawn(async move {
-                drop(audit.run(async { drop(written.await) }, |e| terminal.warning(&not_logged(e))).await);
-            });
-            log
-        }
-        Err(e) => {
-            terminal.warning(&not_logged(&e));
-            audit::discard(clock.clone())
-        }
-    };
-    (log, Arc::new(stop_writing))
-}
-
 /// Returns how `connect` ends when it was meant to. A command that was cut short has not succeeded.
 pub(super) fn done(plan: &Plan, why: Why) -> Result<ExitCode, Failure> {
     match plan.job {
@@ -567,12 +526,6 @@ pub(super) fn tunnel_failure(error: tunnel::Error) -> Failure {
 
 pub(super) fn interrupted() -> Failure {
     Failure::new(Kind::Interrupted, "interrupted")
-}
-
-/// Says that decisions are not logged, why, and what to do.
-fn not_logged(error: &audit::Error) -> String {
-    let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-    format!("decisions are not logged: {}{hint}", chain(error))
 }
 
 /// A whole stop (`product.md` 7), less what a process needs to end.

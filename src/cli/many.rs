@@ -20,12 +20,13 @@ use tokio::{
 use super::{
     Output, background,
     connect::{
-        Arguments, LAST_LINES_TIMEOUT, STOP_TIMEOUT, account, certificate, done, host_key, interrupted,
-        open_log, tunnel_failure, usage,
+        Arguments, LAST_LINES_TIMEOUT, STOP_TIMEOUT, account, done, host_key, interrupted, tunnel_failure,
+        usage,
     },
     console,
     desk::{Desk, Desks},
     failure::{Failure, Kind},
+    ground::{certificate, open_log},
     identity::{Identity, Login, Shared},
     job::{self, NotPrinted},
     limits::{self, Limits},

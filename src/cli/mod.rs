@@ -18,6 +18,7 @@ mod credentials;
 mod desk;
 mod doctor;
 pub(crate) mod failure;
+mod ground;
 mod hang_up;
 mod host;
 mod identity;

@@ -17,6 +17,7 @@ pub(crate) mod known_hosts;
 mod peer;
 pub(crate) mod process;
 pub(crate) mod pump;
+mod read_ahead;
 mod room;
 pub(crate) mod session;
 pub(crate) mod sftp;

@@ -15,16 +15,15 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, BufReader, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::watch,
     time::{Instant, Sleep},
 };
 
+use super::read_ahead::ReadAhead;
+
 /// How long bytes may wait to be written without any progress. As long as TCP_USER_TIMEOUT: one reason, one number.
 pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// One read from the kernel serves several packets: russh reads each in two small steps.
-const READ_BUFFER: usize = 32 * 1024;
 
 /// Why we cut a connection.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -115,7 +114,7 @@ impl Kill {
 
 /// A byte stream with a stall guard and a kill switch.
 pub(crate) struct Transport<S> {
-    inner: BufReader<S>,
+    inner: ReadAhead<S>,
     kill: Kill,
     stall: Pin<Box<Sleep>>,
     waiting: bool,
@@ -126,7 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
     pub(crate) fn new(inner: S) -> (Self, Kill) {
         let kill = Kill::new();
         let transport = Self {
-            inner: BufReader::with_capacity(READ_BUFFER, inner),
+            inner: ReadAhead::new(inner),
             kill: kill.clone(),
             stall: Box::pin(tokio::time::sleep(STALL_TIMEOUT)),
             waiting: false,

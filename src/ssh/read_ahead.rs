@@ -1,0 +1,112 @@
+//! Reads ahead, and keeps no room for it in between.
+//!
+//! russh reads each packet in two small steps, so one read from the kernel should serve several packets. A buffer for
+//! each connection would be most of what an idle tunnel costs, so all connections of a thread read into one, and only
+//! what was not asked for yet is kept.
+
+use std::{
+    cell::Cell,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// One read from the kernel, in bytes.
+const READ: usize = 32 * 1024;
+
+thread_local! {
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A stream that is read in large pieces.
+#[derive(Debug)]
+pub(super) struct ReadAhead<S> {
+    inner: S,
+    /// What was read and not asked for yet.
+    rest: Vec<u8>,
+    taken: usize,
+}
+
+impl<S> ReadAhead<S> {
+    pub(super) fn new(inner: S) -> Self {
+        Self { inner, rest: Vec::new(), taken: 0 }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(rest) = self.rest.get(self.taken..).filter(|rest| !rest.is_empty()) {
+            let (now, later) = rest.split_at(rest.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            let (count, empty) = (now.len(), later.is_empty());
+            self.taken += count;
+            if empty {
+                (self.rest, self.taken) = (Vec::new(), 0);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        if buffer.remaining() >= READ {
+            return Pin::new(&mut self.inner).poll_read(cx, buffer);
+        }
+        // Taken, not borrowed: a stream may be carried by another one.
+        let mut scratch = SCRATCH.take();
+        scratch.resize(READ, 0);
+        let mut read = ReadBuf::new(&mut scratch);
+        let polled = Pin::new(&mut self.inner).poll_read(cx, &mut read);
+        let (now, later) = read.filled().split_at(read.filled().len().min(buffer.remaining()));
+        buffer.put_slice(now);
+        self.rest = later.to_vec();
+        SCRATCH.set(scratch);
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn everything_comes_in_order_in_whatever_pieces_and_nothing_is_kept_behind_it() {
+        let (mut theirs, ours) = tokio::io::duplex(READ);
+        let sent: Vec<u8> = (0..200_000u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+        let copy = sent.clone();
+        let sending = async move { theirs.write_all(&copy).await.unwrap() };
+        let reading = async {
+            let mut ours = ReadAhead::new(ours);
+            let mut got = Vec::new();
+            let mut piece = vec![0; 70_000];
+            for size in [1, 4, 7, 300, 5000, READ - 1, READ, 70_000].into_iter().cycle() {
+                match ours.read(&mut piece[..size]).await.unwrap() {
+                    0 => break,
+                    n => got.extend_from_slice(&piece[..n]),
+                }
+            }
+            assert_eq!((ours.rest.capacity(), ours.taken), (0, 0));
+            got
+        };
+        let ((), got) = tokio::join!(sending, reading);
+        assert!(got == sent, "{} of {}", got.len(), sent.len());
+    }
+}
