@@ -375,6 +375,18 @@ impl Node {
         })
     }
 
+    /// Ends when somebody may have logged in.
+    async fn revived(&self) {
+        let mut node = self;
+        loop {
+            match &node.kind {
+                Kind::Sso(source) => return source.revived().await,
+                Kind::Assumed { from, .. } => node = from,
+                _ => std::future::pending().await,
+            }
+        }
+    }
+
     /// Forgets what is kept, if that is `old`; returns whether another try can be different.
     async fn forget(&self, old: &Arc<Credentials>) -> bool {
         let mut held = self.held.lock().await;
@@ -483,5 +495,9 @@ impl ProfileSource {
 impl RoleSource for ProfileSource {
     fn fetch(&self) -> BoxFuture<'_, Result<RoleCredentials, FetchError>> {
         Box::pin(self.fetch_now())
+    }
+
+    fn revived(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.node.revived())
     }
 }

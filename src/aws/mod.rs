@@ -16,11 +16,13 @@ pub(crate) mod oidc;
 pub(crate) mod portal;
 mod process;
 pub(crate) mod profile;
+mod refreshing;
 pub(crate) mod session;
 mod sts;
 pub(crate) mod time;
 pub(crate) mod token;
 mod web_identity;
+mod window;
 
 #[cfg(test)]
 mod tests;

@@ -5,43 +5,53 @@
 //! process by a mutex and across processes by the lock file. Whoever logs in, with `broker` or with `aws`, puts the
 //! new token into the file, and the next request finds it there.
 
+mod login;
+mod source;
+
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::sync::Mutex;
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::sleep,
+};
 
 use super::{
     client::{Clients, Endpoints},
-    login::{self, LoginError, LoginMethod},
+    login::{LoginError, LoginMethod},
     oidc, portal,
-    profile::{SessionKey, SsoRole, SsoSession},
-    token::{self, Loaded, SsoToken, TokenFile, TokenState},
+    profile::{SessionKey, SsoSession},
+    refreshing::{Refresh, Refreshed, Refreshing},
+    token::{Loaded, SsoToken, Stamp, TokenFile, TokenState},
+    window::Window,
 };
-use crate::{
-    clock::Clock,
-    creds::{FetchError, RoleSource, secret::RoleCredentials},
-    human::{BoxFuture, Human},
-    names::{ProfileName, Role},
-    private_fs,
-};
+use crate::{clock::Clock, creds::FetchError, human::Human, names::ProfileName, private_fs};
+
+pub(crate) use source::SsoSource;
 
 /// While a token is still good, a refresh that failed is not tried again sooner (botocore's figure).
 const REFRESH_PAUSE: Duration = Duration::from_secs(60);
+
+/// Soon enough that a person who logged in sees all tunnels work again; one look is one `stat` of a small file.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The live side of one SSO session.
 pub(crate) struct SsoSessionState {
     session: SsoSession,
     file: TokenFile,
     home: PathBuf,
-    clients: Clients,
+    clients: Arc<Clients>,
     clock: Clock,
     memory: Mutex<Memory>,
     /// Held while a person logs in, so that several tunnels open one browser window.
     login: Mutex<()>,
+    window: Window,
+    /// What the file was when it was looked at last.
+    seen: std::sync::Mutex<Option<Stamp>>,
 }
 
 #[derive(Default)]
@@ -53,6 +63,7 @@ struct Memory {
     /// AWS refused these: asking again is useless until the file holds others.
     dead_access: Option<Digest>,
     dead_refresh: Option<Digest>,
+    refreshing: Refreshing,
 }
 
 /// Tells secrets apart without keeping them.
@@ -160,7 +171,9 @@ impl SsoSessionState {
         Self {
             file: TokenFile::new(home, &session),
             home: home.to_owned(),
-            clients: Clients::new(session.region.clone(), endpoints.clone()),
+            window: Window::new(home, &session),
+            seen: std::sync::Mutex::default(),
+            clients: Arc::new(Clients::new(session.region.clone(), endpoints.clone())),
             clock,
             memory: Mutex::default(),
             login: Mutex::default(),
@@ -206,48 +219,38 @@ impl SsoSessionState {
         }
     }
 
-    /// Makes sure that there is a token: the one at hand, a refreshed one, or one that a person gets by logging in.
-    pub(crate) async fn ensure(&self, policy: LoginPolicy<'_>) -> Result<(), IdentityError> {
-        let Err(no_token) = self.token().await else { return Ok(()) };
-        match (no_token, policy) {
-            (NoToken::LoginNeeded(_), LoginPolicy::With { human, method }) => {
-                let _one_at_a_time = self.login.lock().await;
-                // Perhaps whoever held the lock before us has logged in.
-                if self.token().await.is_ok() {
-                    return Ok(());
-                }
-                self.login_now(human, method).await
+    /// Ends when the token file is not what it was when it was looked at last.
+    pub(super) async fn revived(&self) {
+        let seen = self.seen();
+        loop {
+            let file = self.file.clone();
+            if blocking(move || file.stamp()).await != seen {
+                return;
             }
-            (NoToken::LoginNeeded(why), LoginPolicy::Never) => {
-                Err(IdentityError::LoginNeeded { sentence: self.login_needed(&why, None) })
-            }
-            (NoToken::Transient(source), _) => {
-                Err(IdentityError::Transient { sentence: self.unreachable(), source: Some(source) })
-            }
+            sleep(LOOK).await;
         }
     }
 
-    /// Logs in, whether or not there is a token already.
-    pub(crate) async fn login(&self, human: &dyn Human, method: LoginMethod) -> Result<(), IdentityError> {
-        let _one_at_a_time = self.login.lock().await;
-        self.login_now(human, method).await
+    fn seen(&self) -> Option<Stamp> {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn login_now(&self, human: &dyn Human, method: LoginMethod) -> Result<(), IdentityError> {
-        let token = login::login(&self.session, method, &self.home, &self.clients, &self.clock, human)
-            .await
-            .map_err(|source| IdentityError::Login { session: self.session.to_string(), source })?;
-        let token = Arc::new(token);
+    /// Waits for a refresh that was under way when whoever wanted it left, so that its token is not lost.
+    pub(crate) async fn settle(&self) {
+        drop(self.memory().await);
+    }
+
+    async fn memory(&self) -> MutexGuard<'_, Memory> {
         let mut memory = self.memory.lock().await;
-        let lock = self.lock_file().await;
-        *memory = Memory { unsaved: !self.save(&token).await, token: Some(token), ..Memory::default() };
-        drop(lock);
-        Ok(())
+        if let Some(Ok(refreshed)) = memory.refreshing.join().await {
+            memory.renewed(refreshed);
+        }
+        memory
     }
 
     /// Ends the session at AWS and removes its token from this machine, also when AWS cannot be told.
     pub(crate) async fn logout(&self) -> Result<Logout, private_fs::Error> {
-        let mut memory = self.memory.lock().await;
+        let mut memory = self.memory().await;
         let lock = self.lock_file().await;
         let loaded = self.load().await;
         let token = match loaded {
@@ -269,7 +272,7 @@ impl SsoSessionState {
 
     /// Returns a token that AWS should accept.
     async fn token(&self) -> Result<Arc<SsoToken>, NoToken> {
-        let mut memory = self.memory.lock().await;
+        let mut memory = self.memory().await;
         if let Some(token) = &memory.token
             && token.state(self.clock.now()) == TokenState::Valid
             && memory.is_alive(token)
@@ -307,7 +310,7 @@ impl SsoSessionState {
 
     /// Takes note that AWS refused `token`, and returns another one if there is a way to it.
     async fn replace(&self, token: &SsoToken) -> Result<Arc<SsoToken>, NoToken> {
-        self.memory.lock().await.dead_access = Some(Digest::of(&token.access_token));
+        self.memory().await.dead_access = Some(Digest::of(&token.access_token));
         self.token().await
     }
 
@@ -334,8 +337,6 @@ impl SsoSessionState {
     }
 
     /// Refreshes, if nobody else has done so meanwhile.
-    ///
-    /// A caller that drops this future half-way may lose the new refresh token, and then a person must log in again.
     async fn refresh(&self, memory: &mut Memory) -> Result<Arc<SsoToken>, NoToken> {
         let lock = match self.lock_file().await {
             Err(error @ private_fs::Error::Busy { .. }) => return Err(NoToken::Transient(Box::new(error))),
@@ -359,9 +360,17 @@ impl SsoSessionState {
             return Err(NoToken::LoginNeeded(why));
         }
         memory.tried_at = Some(self.clock.now());
-        let answer = oidc::refresh(&self.clients, registration, refresh_token).await;
+        memory.refreshing.start(Refresh {
+            clients: Arc::clone(&self.clients),
+            clock: self.clock.clone(),
+            file: self.file.clone(),
+            old: Arc::clone(&current),
+            lock,
+        });
+        // Whoever leaves here leaves the refresh to the next look at the memory.
+        let answer = memory.refreshing.join().await.unwrap_or(Err(oidc::Error::Expired));
         let refreshed = match answer {
-            Ok(issued) => self.refreshed(&current, issued),
+            Ok(refreshed) => refreshed,
             Err(oidc::Error::Transient(failure)) => return Err(NoToken::Transient(Box::new(failure))),
             Err(error @ (oidc::Error::Pending | oidc::Error::SlowDown)) => {
                 return Err(NoToken::Transient(Box::new(error)));
@@ -381,34 +390,18 @@ impl SsoSessionState {
                 return Err(NoToken::LoginNeeded(why));
             }
         };
-        let refreshed = Arc::new(refreshed);
-        memory.unsaved = !self.save(&refreshed).await;
-        memory.token = Some(Arc::clone(&refreshed));
-        memory.tried_at = None;
-        drop(lock);
+        let token = Arc::clone(&refreshed.token);
+        memory.renewed(refreshed);
         tracing::debug!(session = %self.session, "refreshed the SSO token");
-        Ok(refreshed)
-    }
-
-    fn refreshed(&self, old: &SsoToken, issued: oidc::Issued) -> SsoToken {
-        let copy = |secret: &SecretString| SecretString::from(secret.expose_secret().to_owned());
-        SsoToken {
-            expires_at: issued.expires_at(self.clock.now()),
-            access_token: issued.access_token,
-            // An answer without one means that the old one stays good.
-            refresh_token: issued.refresh_token.or_else(|| old.refresh_token.as_ref().map(copy)),
-            registration: old.registration.as_ref().map(|registration| token::Registration {
-                client_id: registration.client_id.clone(),
-                client_secret: copy(&registration.client_secret),
-                expires_at: registration.expires_at,
-            }),
-            rest: old.rest.clone(),
-        }
+        Ok(token)
     }
 
     async fn load(&self) -> Loaded {
         let file = self.file.clone();
-        blocking(move || file.load()).await
+        // In this order: what comes in between is seen again.
+        let (stamp, loaded) = blocking(move || (file.stamp(), file.load())).await;
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
+        loaded
     }
 
     async fn lock_file(&self) -> Result<private_fs::Lock, private_fs::Error> {
@@ -418,21 +411,6 @@ impl SsoSessionState {
             tracing::warn!(session = %self.session, %error, "could not lock the SSO token");
         }
         lock
-    }
-
-    /// Writes the token down; `false` when it stays in memory only.
-    async fn save(&self, token: &Arc<SsoToken>) -> bool {
-        let (file, token) = (self.file.clone(), Arc::clone(token));
-        match blocking(move || file.store(&token)).await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(
-                    session = %self.session, error = %chain(&error),
-                    "could not save the SSO token; it is kept in memory until broker ends"
-                );
-                false
-            }
-        }
     }
 
     /// Says that a person has to log in, and how.
@@ -468,84 +446,14 @@ impl SsoSessionState {
 }
 
 impl Memory {
+    fn renewed(&mut self, refreshed: Refreshed) {
+        self.unsaved = !refreshed.saved;
+        self.token = Some(refreshed.token);
+        self.tried_at = None;
+    }
+
     fn is_alive(&self, token: &SsoToken) -> bool {
         self.dead_access.is_none_or(|dead| dead != Digest::of(&token.access_token))
-    }
-}
-
-/// The role of one profile, as a source of credentials.
-pub(crate) struct SsoSource {
-    profile: ProfileName,
-    role: Role,
-    session: Arc<SsoSessionState>,
-}
-
-impl SsoSource {
-    /// Joins a profile's role with the session that it is fetched through.
-    pub(crate) fn new(profile: ProfileName, role: &SsoRole, session: Arc<SsoSessionState>) -> Self {
-        debug_assert_eq!(&role.session, session.session(), "a role of another session");
-        Self { profile, role: role.role.clone(), session }
-    }
-
-    async fn fetch_now(&self) -> Result<RoleCredentials, FetchError> {
-        let session = &self.session;
-        let token = session.token().await.map_err(|error| self.no_token(error))?;
-        match self.ask(&token).await {
-            Err(portal::Error::Unauthorized) => {
-                // Revoked, or logged out elsewhere: one other token, and no second try with that one's successor.
-                let token = session.replace(&token).await.map_err(|error| self.no_token(error))?;
-                match self.ask(&token).await {
-                    Err(portal::Error::Unauthorized) => {
-                        session.memory.lock().await.dead_access = Some(Digest::of(&token.access_token));
-                        Err(self.no_token(NoToken::LoginNeeded(Why::Ended)))
-                    }
-                    other => other.map_err(|error| self.refused(error)),
-                }
-            }
-            other => other.map_err(|error| self.refused(error)),
-        }
-    }
-
-    async fn ask(&self, token: &SsoToken) -> Result<RoleCredentials, portal::Error> {
-        let clock = &self.session.clock;
-        portal::role_credentials(&self.session.clients, token, &self.role, || clock.now()).await
-    }
-
-    fn no_token(&self, error: NoToken) -> FetchError {
-        match error {
-            NoToken::LoginNeeded(why) => {
-                FetchError::LoginNeeded { sentence: self.session.login_needed(&why, Some(&self.profile)) }
-            }
-            NoToken::Transient(source) => {
-                FetchError::Transient { sentence: self.session.unreachable(), source: Some(source) }
-            }
-        }
-    }
-
-    fn refused(&self, error: portal::Error) -> FetchError {
-        let Self { profile, role, .. } = self;
-        match error {
-            portal::Error::Denied(failure) => FetchError::Denied {
-                sentence: format!(
-                    "AWS denies role `{}` in account {} (profile `{profile}`) to you: {}",
-                    role.name,
-                    role.account,
-                    failure.words()
-                ),
-            },
-            // Handled before; a token that died just now is a matter for the next try.
-            portal::Error::Unauthorized => self.no_token(NoToken::LoginNeeded(Why::Ended)),
-            portal::Error::Transient(failure) => FetchError::Transient {
-                sentence: format!("AWS gave no credentials for profile `{profile}` at the moment"),
-                source: Some(Box::new(failure)),
-            },
-        }
-    }
-}
-
-impl RoleSource for SsoSource {
-    fn fetch(&self) -> BoxFuture<'_, Result<RoleCredentials, FetchError>> {
-        Box::pin(self.fetch_now())
     }
 }
 
@@ -562,7 +470,7 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 }
 
 /// The error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source())
         .map(ToString::to_string)
         .collect::<Vec<_>>()

@@ -183,6 +183,20 @@ pub(crate) struct TokenFile {
     lock: PathBuf,
 }
 
+/// Tells one content of the token file from the next.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Stamp {
+    inode: u64,
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.inode, self.seconds, self.nanoseconds)
+    }
+}
+
 /// What the token file holds.
 #[derive(Debug)]
 pub(crate) enum Loaded {
@@ -230,6 +244,14 @@ impl TokenFile {
             },
             Err(error) => Loaded::Unusable(error.into()),
         }
+    }
+
+    /// Returns what changes when somebody writes the file; `None` when there is none. Cheaper than [`Self::load`].
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let metadata = std::fs::symlink_metadata(&self.path).ok()?;
+        Some(Stamp { inode: metadata.ino(), seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() })
     }
 
     /// Replaces the file, whole or not at all. Blocks until it is on disk.

@@ -20,7 +20,7 @@ use super::{
     identity::{Identity, Login, Whose},
     job,
     limits::{self, Limits},
-    notify, stop_signal,
+    notify, relogin, stop_signal,
     terminal::Terminal,
     with_ticks,
 };
@@ -428,6 +428,7 @@ pub(super) async fn run(
             why = desk.stopped() => (done(&plan, why), why.reason()),
             why = limits.over(&host, &grants, &clock, terminal) => (done(&plan, why), why.reason()),
             never = limits::confirm(&host, &grants, terminal, can_ask) => match never {},
+            never = relogin::keep(&identity, &grants, terminal) => match never {},
         };
         desk.stopping();
         // 8. A second signal does not wait for a host that may not answer. A fetch that is under way lands meanwhile.
@@ -455,7 +456,10 @@ pub(super) async fn run(
     grants.revoke_all();
     desk.ended();
     drop((stop_refreshing, stop_writing, stop_listening));
-    let finish = async { while background.join_next().await.is_some() {} };
+    let finish = async {
+        while background.join_next().await.is_some() {}
+        identity.settle().await;
+    };
     // What is not written by then is on a disk that does not answer.
     let left = STOP_TIMEOUT.saturating_sub(stopping.map(|since| since.elapsed()).unwrap_or_default());
     drop(tokio::time::timeout(left.max(LAST_LINES_TIMEOUT), finish).await);

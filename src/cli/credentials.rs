@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use zeroize::Zeroizing;
 
 use super::{
-    Output,
+    Output, SETTLING,
     failure::{Failure, Kind},
     identity::{self, Identity, Login, Whose},
     stop_signal,
@@ -145,7 +145,10 @@ pub(super) async fn run(
     };
     let credentials = tokio::select! {
         fetched = with_ticks(terminal, Box::pin(fetched)) => fetched?,
-        _ = stop => return Err(Failure::new(Kind::Interrupted, "interrupted")),
+        _ = stop => {
+            drop(tokio::time::timeout(SETTLING, identity.settle()).await);
+            return Err(Failure::new(Kind::Interrupted, "interrupted"));
+        }
     };
     let left = credentials.expires_at.duration_since(clock.now()).unwrap_or_default();
     if let Some(wanted) = arguments.min_life.filter(|wanted| left < *wanted) {

@@ -19,7 +19,7 @@ use crate::{
         client::Endpoints,
         identity::Identities,
         profile::Profile,
-        session::{IdentityError, LoginPolicy, WITHOUT_BATCH},
+        session::{IdentityError, LoginPolicy, SsoSessionState, WITHOUT_BATCH},
     },
     clock::Clock,
     config::{
@@ -159,10 +159,21 @@ impl Identity {
         self.identities().source(profile)
     }
 
+    /// Returns the sessions of Identity Center that the profiles need.
+    pub(super) fn sessions(&self) -> Vec<Arc<SsoSessionState>> {
+        self.identities().sessions().to_vec()
+    }
+
+    /// Waits for refreshes of tokens whose askers have left: what AWS answers is worth keeping.
+    pub(super) async fn settle(&self) {
+        for session in self.sessions() {
+            session.settle().await;
+        }
+    }
+
     /// Does all that may need a person: sign-ins, then codes of MFA devices.
     pub(super) async fn sign_in(&self, login: &Login<'_>) -> Result<(), Failure> {
-        let sessions = self.identities().sessions().to_vec();
-        for session in &sessions {
+        for session in &self.sessions() {
             let subject = session.session().to_string();
             login.terminal.event(&Event::Started { step: Step::SignIn, subject: subject.clone() });
             session.ensure(login.policy()).await.map_err(failure)?;

@@ -33,6 +33,7 @@ mod many;
 mod notify;
 mod prefixed;
 mod profiles;
+mod relogin;
 mod ssh_config;
 mod status;
 pub(crate) mod stderr;
@@ -422,6 +423,9 @@ async fn with_ticks<T>(terminal: &Terminal, work: impl Future<Output = T>) -> T 
         }
     }
 }
+
+/// Ctrl-C is answered within two seconds ; a refresh of a token that is under way may use them.
+const SETTLING: Duration = Duration::from_millis(1800);
 
 /// Often enough to look alive, seldom enough to cost nothing.
 const TICK: Duration = Duration::from_millis(100);

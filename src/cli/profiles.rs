@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    Output,
+    Output, SETTLING,
     failure::{Failure, Kind},
     identity,
     login::{self, Which},
@@ -119,7 +119,10 @@ async fn discovered(
     };
     tokio::select! {
         found = with_ticks(terminal, Box::pin(work)) => found,
-        _ = stop => Err(Failure::new(Kind::Interrupted, "interrupted")),
+        _ = stop => {
+            drop(tokio::time::timeout(SETTLING, state.settle()).await);
+            Err(Failure::new(Kind::Interrupted, "interrupted"))
+        }
     }
 }
 

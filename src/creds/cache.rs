@@ -25,7 +25,7 @@ use crate::{backoff, clock::Clock};
 /// Sources have their own, shorter deadlines; this one holds even if one of them is wrong about that.
 const FLIGHT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Looking whether somebody has logged in meanwhile is one read of a small file.
+/// Where nobody can tell whether somebody has logged in ([`RoleSource::revived`]), a try is all there is.
 const LOGIN_RETRY: Duration = Duration::from_secs(30);
 
 /// An administrator may give the role back; nobody waits for that at the keyboard.
@@ -193,6 +193,19 @@ impl Cache {
             trouble.in_a_row = 0;
         }
         wake(&state);
+    }
+
+    /// Whether nothing more comes before somebody logs in.
+    pub(super) fn needs_login(&self) -> bool {
+        let state = self.state();
+        let dead = |trouble: &Trouble| matches!(*trouble.error, FetchError::LoginNeeded { .. });
+        // Without a pause, another try is on its way already.
+        state.trouble.as_ref().is_some_and(dead) && !state.in_flight && state.not_before.is_some()
+    }
+
+    /// Ends when somebody may have logged in.
+    pub(super) async fn revived(&self) {
+        self.source.revived().await;
     }
 
     /// Fetches new credentials now, and returns their end. What is in memory is served meanwhile, and stays if it fails.

@@ -457,11 +457,14 @@ impl Grants {
     /// Keeps the credentials of all grants fresh until `shutdown` completes. The one task that fetches.
     pub(crate) async fn run(&self, shutdown: impl Future<Output = ()>) {
         let mut flights = JoinSet::new();
+        let mut vigil = Vigil::default();
         tokio::pin!(shutdown);
         loop {
             self.strangers.flush(BURST);
             let mut wait = LONGEST_SLEEP;
-            for grant in self.list() {
+            let list = self.list();
+            vigil.keep(list.iter().map(|grant| &grant.cache).filter(|cache| cache.needs_login()));
+            for grant in list {
                 match grant.cache.due() {
                     Due::Now => {
                         let cache = Arc::clone(&grant.cache);
@@ -480,6 +483,7 @@ impl Grants {
                     reraise(ended);
                     self.changed();
                 }
+                () = vigil.ended() => {}
                 () = sleep(wait) => {}
             }
         }
@@ -505,6 +509,43 @@ impl Grants {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for a login on behalf of all caches that need one: the first that hears of it has all of them try again.
+#[derive(Default)]
+struct Vigil {
+    caches: Vec<Arc<Cache>>,
+    tasks: JoinSet<()>,
+}
+
+impl Vigil {
+    /// Waits for these from now on.
+    fn keep<'a>(&mut self, caches: impl Iterator<Item = &'a Arc<Cache>>) {
+        let caches: Vec<_> = caches.cloned().collect();
+        let same = caches.len() == self.caches.len()
+            && caches.iter().zip(&self.caches).all(|(one, other)| Arc::ptr_eq(one, other));
+        if same {
+            return;
+        }
+        self.tasks = JoinSet::new();
+        for cache in &caches {
+            let cache = Arc::clone(cache);
+            self.tasks.spawn(async move { cache.revived().await });
+        }
+        self.caches = caches;
+    }
+
+    /// Ends when somebody may have logged in; whatever waited for that is tried again then.
+    async fn ended(&mut self) {
+        match self.tasks.join_next().await {
+            Some(ended) => reraise(ended),
+            None => std::future::pending().await,
+        }
+        self.tasks = JoinSet::new();
+        for cache in self.caches.drain(..) {
+            cache.poke();
+        }
     }
 }
 

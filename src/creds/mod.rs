@@ -20,6 +20,12 @@ pub(crate) trait RoleSource: Send + Sync {
     ///
     /// Ends by itself within the deadlines of the implementation, and never waits for a human.
     fn fetch(&self) -> BoxFuture<'_, Result<RoleCredentials, FetchError>>;
+
+    /// Ends when somebody may have logged in since the last fetch, which is then worth another try; never, where
+    /// nobody can tell. Costs little while it waits.
+    fn revived(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// Why no credentials came, by what can be done about it. Each text is one sentence for the person at the host or the laptop.

@@ -46,6 +46,7 @@ mod rudeness;
 mod sdks;
 mod sftp;
 mod shells;
+mod sign_ins;
 mod sources;
 mod ssh_options;
 mod stops;

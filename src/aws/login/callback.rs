@@ -383,6 +383,14 @@ mod tests {
         assert!(answer.contains("The sign-in did not work"), "{answer}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_browser_that_never_comes_back_is_given_up() {
+        let mut callback = callback().await;
+        let started = Instant::now();
+        assert!(matches!(callback.wait().await, Err(LoginError::TimedOut)));
+        assert_eq!(started.elapsed(), LOGIN_TIMEOUT);
+    }
+
     #[tokio::test]
     async fn nobody_but_this_machine_can_reach_it() {
         let callback = callback().await;
