@@ -81,7 +81,18 @@ fn a_dead_sign_in_opens_one_window_and_one_login_anywhere_brings_all_tunnels_bac
     let status = world.run(status).success();
     assert_eq!(status.stdout().matches("broker login --sso-session corp").count(), 3, "{status}");
 
-    // Somebody logs in elsewhere, and nobody comes back to the window.
+    // A person who does not want to now is not asked again, by none of them.
+    world.aws.set_consent(Consent::Denied);
+    visit(&world, &windows(&world)[0]);
+    eventually("the end of that login", PATIENCE, || {
+        let said: String = tunnels.iter().map(|tunnel| tunnel.text(Stream::Stderr)).collect();
+        if said.contains("could not log in to `corp`") { Ok(()) } else { Err(said) }
+    });
+    let refresh = world.broker(&["refresh"]);
+    let _in_vain = world.run(refresh);
+    world.aws.set_consent(Consent::Granted);
+
+    // Somebody logs in elsewhere.
     world.aws.set_role_life(Duration::from_secs(3600));
     world.aws.seed_token(world.laptop.path(), "corp");
     world.own_aws_files();
