@@ -20,7 +20,7 @@ use super::{
     identity::{Identity, Login, Whose},
     job,
     limits::{self, Limits},
-    notify, relogin, stop_signal,
+    notify, picker, relogin, stop_signal,
     terminal::Terminal,
     with_ticks,
 };
@@ -318,11 +318,14 @@ impl Arguments {
 
 /// Runs `broker connect`: resolve, sign in, first credentials, tunnel, job, stop.
 pub(super) async fn run(
-    arguments: Arguments,
+    mut arguments: Arguments,
     output: &Output,
     environment: &Environment,
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
+    // A mistake in the call is told before anything is asked.
+    arguments.hosts()?;
+    picker::choose(&mut arguments.whose, output, environment, terminal).await?;
     let [host] = arguments.hosts()? else {
         return Box::pin(super::many::run(&arguments, output, environment, terminal)).await;
     };
@@ -333,6 +336,9 @@ pub(super) async fn run(
 
     // 1. Everything that can be wrong without a network.
     let plan = config::plan(arguments.flags(host, output.batch), environment).map_err(usage)?;
+    if let Some(profile) = plan.profiles.first() {
+        picker::remember(profile.name.as_str(), environment);
+    }
     let endpoints = environment.endpoints().map_err(|e| usage(e.into()))?;
     for warning in &plan.warnings {
         terminal.warning(warning);

@@ -9,7 +9,7 @@ use super::{
     Output, SETTLING,
     failure::{Failure, Kind},
     identity::{self, Identity, Login, Whose},
-    stop_signal,
+    picker, stop_signal,
     terminal::Terminal,
     with_ticks,
 };
@@ -106,11 +106,12 @@ struct TooShort {
 
 /// Runs `broker credentials`.
 pub(super) async fn run(
-    arguments: Arguments,
+    mut arguments: Arguments,
     output: &Output,
     environment: &Environment,
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
+    picker::choose(&mut arguments.whose, output, environment, terminal).await?;
     let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
     let clock = Clock::system();
     let wanted = arguments.whose.wanted(&environment.host_name);

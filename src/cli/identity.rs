@@ -84,6 +84,11 @@ const ROLE: &str = "A role without a profile";
 const LESS: &str = "Hand out less";
 
 impl Whose {
+    /// Takes this profile, which a person chose.
+    pub(super) fn choose(&mut self, profile: String) {
+        self.profiles = vec![profile];
+    }
+
     /// Returns what is wanted; `destination` is where it goes, for CloudTrail.
     pub(super) fn wanted(&self, destination: &str) -> Wanted {
         let role = self.account.clone().zip(self.role.clone()).map(|(account, role)| WantedRole {

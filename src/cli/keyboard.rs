@@ -26,6 +26,11 @@ impl Keyboard {
         let terminal = io::stdin().is_terminal().then(terminal).and_then(Result::ok);
         terminal.map_or_else(|| Self::Other(tokio::io::stdin()), Self::Terminal)
     }
+
+    /// Opens the terminal, whatever standard input is.
+    pub(super) fn tty() -> io::Result<Self> {
+        terminal().map(Self::Terminal)
+    }
 }
 
 /// Opens the terminal for ourselves: that reads of it do not block would otherwise hold for everybody who has it open.

@@ -31,6 +31,8 @@ mod login;
 mod logout;
 mod many;
 mod notify;
+mod pick;
+mod picker;
 mod prefixed;
 mod profiles;
 mod relogin;

@@ -1,6 +1,12 @@
 //! `broker profiles`: what is configured, what could be, and the lines that make the one of the other.
 
-use std::{collections::BTreeSet, fmt::Write as _, process::ExitCode, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -115,7 +121,9 @@ async fn discovered(
                 terminal.notice(&format!("{done} of {all} accounts"));
             }
         };
-        discover::discover(&state, progress).await.map_err(identity::failure)
+        let accounts = discover::discover(&state, progress).await.map_err(identity::failure)?;
+        keep_names(&accounts, environment);
+        Ok(accounts)
     };
     tokio::select! {
         found = with_ticks(terminal, Box::pin(work)) => found,
@@ -124,6 +132,26 @@ async fn discovered(
             Err(Failure::new(Kind::Interrupted, "interrupted"))
         }
     }
+}
+
+fn names_file(environment: &Environment) -> PathBuf {
+    environment.state_directory().join("accounts.json")
+}
+
+/// Keeps what accounts are called, which no configuration says, for the choice of a profile.
+fn keep_names(accounts: &[Account], environment: &Environment) {
+    let mut names = account_names(environment);
+    names.extend(accounts.iter().map(|account| (account.id.as_str().to_owned(), account.name.clone())));
+    // A comfort: without it, accounts are shown by number.
+    if let Err(error) = private_fs::write(&names_file(environment), json!(names).to_string().as_bytes()) {
+        tracing::debug!(%error, "could not keep the names of the accounts");
+    }
+}
+
+/// Returns what accounts are called, by number, as far as it was ever seen.
+pub(super) fn account_names(environment: &Environment) -> BTreeMap<String, String> {
+    let bytes = private_fs::read(&names_file(environment)).ok().flatten().unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
 }
 
 /// Often enough to be believed, seldom enough to be read.

@@ -281,6 +281,24 @@ impl Terminal {
         Ok(before)
     }
 
+    /// Whether what is said is for people to read, and may be more than lines.
+    pub(super) fn is_for_people(&self) -> bool {
+        self.style.format == LogFormat::Text && !self.style.batch
+    }
+
+    /// Writes to the screen as it is, after [`Self::raw`].
+    pub(super) fn draw(&self, text: &str) {
+        self.err(text);
+        self.stderr.flush();
+    }
+
+    /// Returns the rows and columns of the window.
+    pub(super) fn window(&self) -> (usize, usize) {
+        let size = termios::tcgetwinsize(io::stderr()).map(|size| (size.ws_row.into(), size.ws_col.into()));
+        // A terminal that does not know is taken for the smallest that there was.
+        size.ok().filter(|(rows, columns)| *rows > 0 && *columns > 0).unwrap_or((24, 80))
+    }
+
     /// Puts the terminal back as it was found. Every way out of the program passes here.
     pub(crate) fn restore(&self) {
         let mut state = self.lock();

@@ -38,6 +38,7 @@ mod matrix;
 mod neighbours;
 mod no_proc;
 mod nodes;
+mod picker;
 mod profiles;
 mod recipes;
 mod refusals;

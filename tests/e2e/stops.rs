@@ -292,7 +292,7 @@ fn assert_restored(world: &mut World, (mut terminal, settings): (Terminal, Strin
 }
 
 /// The broker that runs below the shell of [`shell`].
-fn broker_below(terminal: &Terminal) -> nix::unistd::Pid {
+pub(crate) fn broker_below(terminal: &Terminal) -> nix::unistd::Pid {
     let pid = terminal.pid();
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     nix::unistd::Pid::from_raw(children.trim().parse().unwrap())
