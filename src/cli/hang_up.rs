@@ -51,11 +51,16 @@ impl Ends {
             HangUp::Reconnects => HangUp::Nothing,
             other => other,
         };
-        self.next(hang_up, &Steering::default()).await;
+        self.next(hang_up, &[]).await;
     }
 
     /// Returns when the tunnel has to end; meanwhile has it connect anew whenever that is asked for.
     pub(super) async fn tunnel(&mut self, plan: &Plan, steering: &Steering) {
+        self.tunnels(plan, std::slice::from_ref(steering)).await;
+    }
+
+    /// The same for all tunnels of a process.
+    pub(super) async fn tunnels(&mut self, plan: &Plan, steering: &[Steering]) {
         let hang_up = match plan.job {
             Job::Exports { background, .. } => self.hang_up(background),
             Job::Command { .. } | Job::Shell { .. } if self.ignored => HangUp::Nothing,
@@ -72,14 +77,14 @@ impl Ends {
         }
     }
 
-    async fn next(&mut self, hang_up: HangUp, steering: &Steering) {
+    async fn next(&mut self, hang_up: HangUp, steering: &[Steering]) {
         loop {
             tokio::select! {
                 _ = self.interrupt.recv() => return,
                 _ = self.terminate.recv() => return,
                 _ = self.hang_up.recv() => match hang_up {
                     HangUp::Ends => return,
-                    HangUp::Reconnects => steering.reconnect(),
+                    HangUp::Reconnects => steering.iter().for_each(Steering::reconnect),
                     HangUp::Nothing => {}
                 },
             }

@@ -27,12 +27,13 @@ use super::{
     desk::{Desk, Desks},
     failure::{Failure, Kind},
     ground::{certificate, open_log},
+    hang_up::Ends,
     identity::{Identity, Login, Shared},
     job::{self, NotPrinted},
     limits::{self, Limits},
     notify,
     prefixed::Prefixed,
-    stop_signal,
+    relogin,
     terminal::Terminal,
     with_ticks,
 };
@@ -95,7 +96,7 @@ pub(super) async fn run(
     environment: &Environment,
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
-    let signal = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
+    let mut ends = Ends::watch().map_err(|e| Failure::new(Kind::Failed, e))?;
     let clock = Clock::system();
 
     // 1. Everything that can be wrong without a network, for every host.
@@ -109,6 +110,8 @@ pub(super) async fn run(
         }
     }
     let Some(first) = plans.first() else { return Ok(ExitCode::SUCCESS) };
+    // What to do at a signal is the same for all of them.
+    let plan = first.clone();
     let tls = certificate(first, &clock, terminal)?;
     let profiles: Vec<_> = plans.iter().flat_map(|plan| plan.profiles.clone()).collect();
     let identity = Arc::new(Identity::new(&profiles, environment, &endpoints, &clock));
@@ -183,12 +186,12 @@ pub(super) async fn run(
     }
     drop((settled, log));
     let desks: Vec<_> = members.iter().map(|member| Arc::clone(&member.desk)).collect();
+    let steering: Vec<_> = desks.iter().map(|desk| desk.steering.clone()).collect();
     let names: Vec<String> = desks.iter().map(|desk| desk.board.host.clone()).collect();
     let background = members.iter().any(|m| matches!(m.plan.job, Job::Exports { background: true, .. }));
     let (stop_listening, listened) = oneshot::channel::<()>();
     Desks(desks.clone()).open(environment, terminal, &mut tasks, async { drop(listened.await) });
 
-    let mut signal = std::pin::pin!(signal);
     let mut since = None;
     let outcome = async {
         // 2. and 3. Who we are, and the first credentials, before any host sees us.
@@ -202,7 +205,7 @@ pub(super) async fn run(
         };
         tokio::select! {
             started = with_ticks(terminal, Box::pin(start)) => started?,
-            _ = &mut signal => return Err(interrupted()),
+            () = ends.start() => return Err(interrupted()),
         }
         let mut running = JoinSet::new();
         for member in members {
@@ -242,7 +245,7 @@ pub(super) async fn run(
                         Err(_) => break,
                     },
                 },
-                _ = &mut signal => {
+                () = ends.tunnels(&plan, &steering) => {
                     if since.is_some() {
                         // A second one waits for no host.
                         break;
@@ -250,7 +253,6 @@ pub(super) async fn run(
                     since = Some(Instant::now());
                     notify::stopping(environment).unwrap_or_default();
                     stop.send_replace(true);
-                    signal.set(stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?);
                 }
             }
         }
@@ -261,7 +263,10 @@ pub(super) async fn run(
         desk.ended();
     }
     drop((stop_writing, stop_listening));
-    let finish = async { while tasks.join_next().await.is_some() {} };
+    let finish = async {
+        while tasks.join_next().await.is_some() {}
+        identity.settle().await;
+    };
     let left = STOP_TIMEOUT.saturating_sub(since.map(|since| since.elapsed()).unwrap_or_default());
     drop(tokio::time::timeout(left.max(LAST_LINES_TIMEOUT), finish).await);
     outcome
@@ -384,6 +389,7 @@ async fn live(member: Member, common: &Common) -> Ended {
         why = desk.stopped() => (status(done(&plan, why)), why.reason()),
         why = common.limits.over(&host, &grants, &common.clock, terminal) => (status(done(&plan, why)), why.reason()),
         never = limits::confirm(&host, &grants, terminal, matches!(plan.job, Job::Exports { .. })) => match never {},
+        never = relogin::keep(&common.identity, &grants, terminal) => match never {},
     };
     // 8. Revoke, clean the host, disconnect.
     desk.stopping();

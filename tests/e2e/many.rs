@@ -283,7 +283,16 @@ fn a_signal_ends_all_of_them_and_in_the_background_they_go_on_together() {
     assert_eq!(output.code, Some(0), "{output}");
     assert_eq!(output.stdout().lines().count(), 2, "{output}");
     assert!(output.stderr().contains("the tunnel to bastion-and-1-more goes on"), "{output}");
-    assert_eq!(fleet.status().len(), 2);
+    let running = fleet.status();
+    assert_eq!(running.len(), 2);
+    // Without a terminal SIGHUP has all of them connect anew.
+    let pid = i32::try_from(running[0]["pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGHUP).unwrap();
+    eventually("both are back", PATIENCE, || {
+        let log = fleet.world.laptop.read(".local/state/broker/bastion-and-1-more.log");
+        let back = ["bastion: back", "web: back"].iter().filter(|words| log.contains(**words)).count();
+        if back == 2 { Ok(()) } else { Err(log) }
+    });
     let stopped = fleet.world.run(fleet.world.broker(&["stop", "--all"]));
     assert_eq!(stopped.code, Some(0), "{stopped}");
     fleet.world.wait_for_clean_host();
