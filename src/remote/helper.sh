@@ -26,6 +26,15 @@ L=${L%.};
 # each would be a packet of its own.
 row() { i="$i$N $n row $2 $3 $4 $8 ${10}$L"; };
 
+# Removes the empty directory $1, but not where another user could then make one of that name: whoever still has our
+# environment would read what lies there. It stays, empty and ours, until the host restarts or `broker clean` comes.
+let_go() {
+  case $1 in
+    (/dev/shm/broker-*|/tmp/broker-*) true;;
+    (*) rmdir "$1";;
+  esac;
+};
+
 # Removes the directory if it is still ours: a later helper of the same user may have taken it over. It goes
 # by one rename, and is given back if it changed hands between the look and the rename.
 wipe() {
@@ -38,7 +47,7 @@ wipe() {
     IFS= read -r o < "$D.gone.$$/.owner";
     if [ "$o" = "$N" ]; then
       rm -rf "$D.gone.$$";
-      rmdir "$B";
+      let_go "$B";
       [ -d "$D.gone.$$" ] && return 1;
     else
       mv "$D.gone.$$" "$D";
@@ -119,13 +128,13 @@ take() {
     set +f;
     rm -rf "$t".gone.*;
     set -f;
-    mkdir "$t" || { rmdir "$1"; return 1; };
+    mkdir "$t" || { let_go "$1"; return 1; };
     printf "%s\n" "$N" "$$" > "$t/.owner";
     o=;
     IFS= read -r o < "$t/.owner";
     if [ "$o" != "$N" ]; then
       rm -rf "$t";
-      rmdir "$1";
+      let_go "$1";
       return 1;
     fi;
   fi;
@@ -154,10 +163,16 @@ place() {
   return 1;
 };
 
-# Directory $1 in one of a random name, where another user has ours.
+# Directory $1 in one of a random name, where another user has ours; in the same one every time.
 fresh() {
   for p in /dev/shm /tmp; do
     if safe "$p"; then
+      set +f;
+      for d in "$p/broker-$U".??????; do
+        set -f;
+        own "$d" && take "$d" "$1" && return 0;
+      done;
+      set -f;
       p=$(mktemp -d "$p/broker-$U.XXXXXX") && take "$p" "$1" && return 0;
     fi;
   done;
@@ -227,7 +242,10 @@ sweep() {
   done;
   set -f;
   if [ "$2" = look ]; then
-    [ -n "$e" ] || tell dead "$1";
+    case $e$1 in
+      (1*|/dev/shm/broker-*|/tmp/broker-*) true;;
+      (*) tell dead "$1";;
+    esac;
   else
     rmdir "$1" && [ -z "$e" ] && tell gone "$1";
   fi;

@@ -52,7 +52,7 @@ pub(crate) enum Place {
     SharedMemory,
     /// `/tmp`, which may lie on a disk.
     Temporary,
-    /// A directory with a random name, because another user holds our usual one: a reconnect will get another.
+    /// A directory with a random name, because another user holds our usual one.
     Random,
     /// `~/.cache`, because nothing else could be written; it may be shared between hosts.
     Home,

@@ -128,6 +128,10 @@ impl Sftp {
                 Ok(path) => {
                     let below_home =
                         (!whole).then(|| path.get(home.len() + 1..).unwrap_or_default().to_owned());
+                    // Another user could make one of that name, and whoever still has our environment would read it.
+                    if matches!(place, Place::SharedMemory | Place::Temporary) {
+                        above.clear();
+                    }
                     state.taken = Some(Taken { path: path.clone(), above, files: BTreeSet::new() });
                     return Ok(Spot { place, path, below_home });
                 }

@@ -287,8 +287,9 @@ fn doctor_finds_everything_that_was_planted_and_each_has_its_fix() {
     let tunnel = world.tunnel(&["-p", "dev", "--transport", "unix", "--install-profiles"]);
     world.kill(tunnel);
     let uid = world.sshd.user().uid;
-    let dead = PathBuf::from(format!("/dev/shm/broker-{uid}"));
-    std::fs::create_dir(&dead).unwrap();
+    let dead = PathBuf::from(format!("/dev/shm/broker-{uid}/4999"));
+    std::fs::create_dir_all(&dead).unwrap();
+    chown(dead.parent().unwrap(), Some(uid), None).unwrap();
     chown(&dead, Some(uid), None).unwrap();
     let (wrong, code) = world.doctor(&[BASTION]);
     assert_eq!(code, Some(1));
@@ -298,7 +299,7 @@ fn doctor_finds_everything_that_was_planted_and_each_has_its_fix() {
         "exports `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/x`",
         "exports `AWS_PROFILE=corp`",
         "`[default]` in `~/.aws/credentials` of bastion has `aws_access_key_id`",
-        &format!("leftovers: `/dev/shm/broker-{uid}` is left"),
+        &format!("leftovers: `/dev/shm/broker-{uid}/4999` is left"),
         "leftovers: the block ",
         "; broker clean bastion",
     ];

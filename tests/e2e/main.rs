@@ -35,6 +35,7 @@ mod load;
 mod logins;
 mod many;
 mod matrix;
+mod names;
 mod neighbours;
 mod no_proc;
 mod nodes;

@@ -48,7 +48,9 @@ impl World {
         let user = self.sshd.user().clone();
         let name = format!("broker-{}*", user.uid);
         let home = user.home.to_str().unwrap().to_owned();
-        let places = [&home, "/dev/shm", "/tmp", "/run", "-name", &*name, "-not", "-path", "*/home-*"];
+        let places = [
+            &home, "/dev/shm", "/tmp", "/run", "-name", &*name, "-not", "-path", "*/home-*", "-not", "-empty",
+        ];
         eventually("the host is clean", PATIENCE, || {
             let found = self.laptop.run(node.command(&user, "find", &places)).stdout();
             if found.is_empty() { Ok(()) } else { Err(found) }

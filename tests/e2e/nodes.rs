@@ -214,6 +214,9 @@ fn what_another_user_puts_where_our_directory_was_is_not_run() {
         eventually("the files are gone", PATIENCE, || {
             if world.left_on_host().is_empty() { Ok(()) } else { Err(format!("{:?}", world.left_on_host())) }
         });
+        // The name is ours still, until the machine starts anew.
+        assert_eq!(trap_on(None, &world, &directory), "cannot");
+        std::fs::remove_dir(directory.parent().unwrap()).unwrap();
         assert_eq!(trap_on(None, &world, &directory), "set");
         let kernel = world.on_host(python.to_str().unwrap(), &["-c", BOTO3, "dev"]);
         let output = world.run(kernel);

@@ -233,7 +233,9 @@ impl World {
                     .file_name()
                     .to_string_lossy()
                     .starts_with(&format!("broker-{}", self.sshd.user().uid));
-                if ours {
+                if ours && is_kept_name(&path, self.sshd.user().uid) {
+                    // What is said to stay: nothing but its name.
+                } else if ours {
                     found.push(path);
                 } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_busy(&path) {
                     directories.push(path);
@@ -390,6 +392,17 @@ pub fn eventually<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> R
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
+}
+
+/// Whether this is the one thing that stays: where other users could make a directory of our name, an empty one of ours.
+fn is_kept_name(path: &Path, uid: u32) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let public =
+        path.parent().is_some_and(|parent| [Path::new("/dev/shm"), Path::new("/tmp")].contains(&parent));
+    let ours = std::fs::symlink_metadata(path)
+        .is_ok_and(|found| found.is_dir() && found.uid() == uid && found.mode() & 0o7777 == 0o700);
+    public && ours && std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// Other tests' temporary homes come and go below the shared `/tmp`.
