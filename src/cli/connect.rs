@@ -323,7 +323,7 @@ pub(super) async fn run(
     environment: &Environment,
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
-    // A mistake in the call is told before anything is asked.
+    // Before anybody is asked anything.
     arguments.hosts()?;
     picker::choose(&mut arguments.whose, output, environment, terminal).await?;
     let [host] = arguments.hosts()? else {

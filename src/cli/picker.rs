@@ -46,6 +46,10 @@ pub(super) async fn choose(
     if output.batch || !std::io::stderr().is_terminal() || !terminal.is_for_people() {
         return Ok(());
     }
+    // Somebody may see what is said here and have no keys to answer with, as under `-f`.
+    if Keyboard::tty().is_err() {
+        return Ok(());
+    }
     // Every other mistake is told by whoever makes the plan.
     let Err(Error::NoProfile { known, .. }) =
         whose::profiles(&whose.wanted(""), environment, &mut Vec::new())
