@@ -131,9 +131,9 @@ impl World {
     pub fn heard(&mut self, name: &str, output: &Output) {
         self.said.push(Place::output(format!("{name}: stdout"), output.stdout.clone()));
         self.said.push(Place::output(format!("{name}: stderr"), output.stderr.clone()));
-        // A command may say something there as well.
-        let events: String =
-            output.stderr().split_inclusive('\n').filter(|line| line.starts_with("{\"")).collect();
+        // A command may say something there as well, and `credential_process` passes on what an SDK would read.
+        let is_event = |line: &&str| line.starts_with("{\"") && !line.starts_with("{\"code\"");
+        let events: String = output.stderr().split_inclusive('\n').filter(is_event).collect();
         if !events.is_empty() {
             self.events.push(events);
         }
