@@ -185,7 +185,7 @@ pub(super) async fn stop(
     let mut first = None;
     while let Some(ended) = together.join_next().await {
         match ended {
-            Ok((host, Ok(Some(true)))) => terminal.notice(&format!("{host}: stopped; nothing was left there")),
+            Ok((host, Ok(Some(true)))) => terminal.notice(&format!("{host}: stopped; no credentials were left there")),
             Ok((host, Ok(None))) => terminal.notice(&format!("{host}: stopped before anything was there")),
             Ok((host, Ok(Some(false)))) => terminal.warning(&format!(
                 "{host}: stopped, but it is not known whether the host is clean: what lay there removes itself within \

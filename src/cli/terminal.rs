@@ -182,7 +182,7 @@ impl Terminal {
             }
             Event::Stopped { host, host_clean, reason, stays_until } => {
                 if *host_clean {
-                    self.notice(&format!("{host}: {reason}; nothing was left there"));
+                    self.notice(&format!("{host}: {reason}; no credentials were left there"));
                 } else if let Some(until) = stays_until {
                     let now = self.clock.now();
                     let minutes = until.duration_since(now).unwrap_or_default().as_secs().div_ceil(60);

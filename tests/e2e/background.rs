@@ -71,7 +71,7 @@ fn it_returns_when_the_tunnel_is_ready_and_the_tunnel_outlives_the_terminal() {
     assert_eq!(world.fetch(&user, url, Some(&token)).status(), 200);
     end(&world, pid);
     let log = world.laptop.read(".local/state/broker/bastion.log");
-    assert!(log.contains("stopped; nothing was left there") && !log.contains('\u{1b}'), "{log}");
+    assert!(log.contains("stopped; no credentials were left there") && !log.contains('\u{1b}'), "{log}");
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn on_a_terminal_sighup_ends_it_unless_it_is_to_be_ignored() {
         }
         let output = terminal.wait(STOP);
         assert_eq!(output.code, Some(130), "{output}");
-        assert!(output.stdout().contains("nothing was left there"), "{output}");
+        assert!(output.stdout().contains("no credentials were left there"), "{output}");
         world.heard("the terminal", &output);
         world.wait_for_clean_host();
     }

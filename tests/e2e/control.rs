@@ -120,7 +120,7 @@ fn two_tunnels_are_seen_told_apart_and_ended_from_another_terminal() {
     let log = std::fs::File::open(world.laptop.join(".local/state/broker/audit.log")).unwrap();
     log.lock().unwrap();
     let stopped = world.run(world.broker(&["stop", &pid(&two)])).success();
-    assert!(stopped.stderr().contains("nothing was left there"), "{stopped}");
+    assert!(stopped.stderr().contains("no credentials were left there"), "{stopped}");
     // It has ended, and whoever waited for that may rely on it.
     assert!(!Path::new(&format!("/proc/{}/fd/0", pid(&two))).exists(), "it still runs");
     drop(log);

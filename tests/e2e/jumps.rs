@@ -101,7 +101,7 @@ fn an_sdk_gets_credentials_through_three_hops_and_every_hop_is_left() {
     assert_eq!(boto3(&mut world, environment), World::arn("Developer"));
     let output = tunnel.stop(&mut world);
     assert_eq!(output.code, Some(130), "{output}");
-    assert!(output.stderr().contains("nothing was left there"), "{output}");
+    assert!(output.stderr().contains("no credentials were left there"), "{output}");
     hops.wait_until_left();
     world.wait_for_clean_host();
     world.assert_clean();
@@ -339,7 +339,7 @@ fn however_we_end_the_process_group_of_the_proxy_command_ends_too() {
         world.heard("broker", &output);
         if signal != Signal::SIGKILL {
             // The way was still there when the host was cleaned.
-            assert!(output.stderr().contains("nothing was left there"), "{output}");
+            assert!(output.stderr().contains("no credentials were left there"), "{output}");
         }
         eventually("the process group is gone", TIDY, || match members(group) {
             0 => Ok(()),

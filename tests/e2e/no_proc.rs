@@ -102,7 +102,7 @@ fn a_host_without_proc_is_served_in_every_way_that_can_be_checked() {
         process.signal(nix::sys::signal::Signal::SIGINT);
         let output = process.wait(STOP);
         assert_eq!(output.code, Some(130), "{flags:?}: {output}");
-        assert!(output.stderr().contains("nothing was left there"), "{flags:?}: {output}");
+        assert!(output.stderr().contains("no credentials were left there"), "{flags:?}: {output}");
         world.heard("a tunnel", &output);
         world.wait_until_nothing_is_on(&node);
         assert!(!world.home_file(".aws").exists(), "{flags:?}");

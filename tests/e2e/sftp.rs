@@ -64,7 +64,7 @@ fn assert_private(world: &World, directory: &Path) {
 /// Stops a tunnel that cleans up after itself.
 fn stop(tunnel: Tunnel, world: &mut World) {
     let output = tunnel.stop(world);
-    assert!(output.stderr().contains("nothing was left there"), "{output}");
+    assert!(output.stderr().contains("no credentials were left there"), "{output}");
 }
 
 /// Mounts an empty file system of the test's own.
@@ -107,7 +107,7 @@ fn boto3_has_the_roles_where_only_sftp_is_allowed() {
         assert_roles(&mut world, &environment(&tunnel));
         let output = tunnel.stop(&mut world);
         assert_eq!(output.code, Some(130), "{output}");
-        assert!(output.stderr().contains("nothing was left there"), "{output}");
+        assert!(output.stderr().contains("no credentials were left there"), "{output}");
         world.assert_clean();
     }
 }
@@ -151,7 +151,7 @@ fn a_shut_in_account_keeps_its_files_in_its_home_and_is_told_by_which_path() {
     process.signal(nix::sys::signal::Signal::SIGINT);
     let output = process.wait(STOP);
     world.heard("broker connect -N", &output);
-    assert!(output.stderr().contains("nothing was left there"), "{output}");
+    assert!(output.stderr().contains("no credentials were left there"), "{output}");
     assert_eq!(fs::read_dir(&user.home).unwrap().count(), 0, "not even the directories that we made");
     world.assert_clean();
 }

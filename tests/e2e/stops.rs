@@ -134,7 +134,7 @@ fn every_signal_to_end_leaves_a_clean_host_within_two_seconds() {
         // At once: whoever sees us end may rely on it.
         assert_eq!(world.left_on_host(), Vec::<std::path::PathBuf>::new(), "{signal}");
         assert_eq!(output.code, Some(130), "{signal}: {output}");
-        assert!(output.stderr().contains("nothing was left there"), "{signal}: {output}");
+        assert!(output.stderr().contains("no credentials were left there"), "{signal}: {output}");
         world.heard("broker", &output);
         world.wait_for_clean_host();
     }

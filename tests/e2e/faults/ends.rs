@@ -133,7 +133,10 @@ fn stopped_while_it_is_away_it_ends_at_once() {
         tunnel.wait_until_lost(PATIENCE);
         tunnel.process.signal(Signal::SIGTERM);
         let output = assert_ended(&mut world, &mut tunnel, 130, crate::support::STOP);
-        assert!(!output.stderr().contains("nothing was left there"), "nobody can know that: {output}");
+        assert!(
+            !output.stderr().contains("no credentials were left there"),
+            "nobody can know that: {output}"
+        );
         let _healed = broken.heal();
         world.wait_for_clean_host();
     }

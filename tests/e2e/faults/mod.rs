@@ -135,7 +135,7 @@ pub(super) fn assert_serves_as_before(world: &mut World, tunnel: &Tunnel, token:
 pub(super) fn assert_stops_clean(world: &mut World, tunnel: Tunnel) {
     let output = tunnel.stop(world);
     assert_eq!(output.code, Some(130), "{output}");
-    assert!(output.stderr().contains("nothing was left there"), "{output}");
+    assert!(output.stderr().contains("no credentials were left there"), "{output}");
     world.wait_for_clean_host();
     world.assert_clean();
 }
