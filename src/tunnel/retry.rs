@@ -32,7 +32,9 @@ pub(super) enum Verdict {
 pub(super) fn judge(error: &Error) -> Verdict {
     match error {
         Error::Ssh(error) => judge_ssh(error),
-        Error::Forward { refusal, .. } if refusal.is_about_this_port() => Verdict::Patiently,
+        // It was opened before. A reason that was found may be wrong, too: who held the port when it was refused may have
+        // let go of it before we looked why.
+        Error::Forward { .. } => Verdict::Patiently,
         Error::Listener { problem: ListenerProblem::Nobody { .. }, .. } | Error::SelfTest { .. } => {
             Verdict::Patiently
         }
@@ -44,8 +46,7 @@ pub(super) fn judge(error: &Error) -> Verdict {
         }
         Error::Lost(Lost::Connection { source: Ended::Killed(Killed::Violation(_)), .. }) => Verdict::GiveUp,
         Error::Lost(_) => Verdict::Again,
-        Error::Forward { .. }
-        | Error::CannotCheckCallers { .. }
+        Error::CannotCheckCallers { .. }
         | Error::Listener { .. }
         | Error::NoSocket { .. }
         | Error::NameElsewhere { .. }

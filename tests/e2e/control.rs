@@ -372,7 +372,10 @@ fn a_tunnel_whose_time_is_over_says_so_before_and_ends_with_success() {
         }
         let output = tunnel.process.wait(PATIENCE);
         assert_eq!(output.code, Some(0), "{output}");
-        assert!(output.stderr().contains(reason) && output.stderr().contains("no credentials were left"), "{output}");
+        assert!(
+            output.stderr().contains(reason) && output.stderr().contains("no credentials were left"),
+            "{output}"
+        );
         world.heard("broker", &output);
         assert_eq!(world.left_on_host(), Vec::<PathBuf>::new());
     }
