@@ -29,7 +29,8 @@ fn row_12_a_port_that_another_user_took_meanwhile_is_told_and_never_replaced() {
         tunnel.process.signal(Signal::SIGCONT);
         let said = tunnel.process.wait_for_line(Stream::Stderr, "trying again", PATIENCE);
         assert!(said.contains(&format!("in use by another user (uid {})", other.uid)), "{said}");
-        let output = assert_ended(&mut world, &mut tunnel, 6, PATIENCE);
+        // It waits 15 s for the port on purpose.
+        let output = assert_ended(&mut world, &mut tunnel, 6, PATIENCE + Duration::from_secs(15));
         assert!(output.stderr().contains("the port on bastion is lost"), "{output}");
         crate::users::assert_nobody_came(&squatter);
         drop(squatter);
