@@ -112,10 +112,10 @@ fn source(peer: SocketAddr) -> Option<IpAddr> {
 
 /// With [`PROBE_TIMEOUT`] behind it, a dead link is noticed within five seconds of waking up. Every timer costs two or
 /// three wake-ups, so what else has to be looked at now and then is looked at on this occasion.
-const LOOK: Duration = Duration::from_millis(2500);
+const LOOK: Duration = Duration::from_millis(2900);
 
 /// How long the server may take to show that it is there, when there is reason for doubt.
-pub(super) const PROBE_TIMEOUT: Duration = Duration::from_millis(2300);
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_millis(1900);
 
 /// The two clocks count the same ticks but for sleep.
 const SLEPT: Duration = Duration::from_secs(1);

@@ -8,7 +8,7 @@ use sandbox::{
     home::{Stream, Terminal},
 };
 
-use crate::support::{PATIENCE, STOP, World, checkout, eventually, within};
+use crate::support::{ENDS, PATIENCE, World, checkout, eventually, within};
 
 /// The process that a `-f` left behind, by what it told the person.
 fn left_behind(stderr: &str) -> Pid {
@@ -24,7 +24,7 @@ fn runs(pid: Pid) -> bool {
 
 fn end(world: &World, pid: Pid) {
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-    eventually("the background process ends", STOP, || {
+    eventually("the background process ends", ENDS, || {
         if runs(pid) { Err("it runs".to_owned()) } else { Ok(()) }
     });
     world.wait_for_clean_host();
@@ -158,7 +158,7 @@ fn a_service_manager_hears_when_we_are_ready_and_when_we_end() {
     process.signal(Signal::SIGTERM);
     let length = manager.recv(&mut heard).unwrap();
     assert_eq!(&heard[..length], b"STOPPING=1");
-    let output = process.wait(STOP);
+    let output = process.wait(ENDS);
     world.heard("broker", &output);
     world.wait_for_clean_host();
     world.assert_clean();
@@ -201,7 +201,7 @@ fn without_a_terminal_sighup_has_it_connect_anew_at_once() {
             assert_eq!(world.fetch(&user, tunnel.url(), Some(&token)).status(), 200);
         }
         nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-        let output = tunnel.process.wait(STOP);
+        let output = tunnel.process.wait(ENDS);
         assert_eq!(output.code, Some(130), "{output}");
         world.heard("broker", &output);
         world.wait_for_clean_host();
@@ -227,7 +227,7 @@ fn sighup_while_it_is_away_has_the_next_attempt_made_now() {
     hang_up(pid);
     process.wait_for_line(Stream::Stderr, "back after", Duration::from_secs(15));
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-    let output = process.wait(STOP);
+    let output = process.wait(ENDS);
     assert_eq!(output.stderr().matches("as SIGHUP asked").count(), 0, "one wish, one connection: {output}");
     world.heard("broker", &output);
     world.wait_for_clean_host();
@@ -275,7 +275,7 @@ fn on_a_terminal_sighup_ends_it_unless_it_is_to_be_ignored() {
             assert!(!within(Duration::from_secs(2), || !runs(pid) || said(&mut terminal, "SIGHUP")));
             nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
         }
-        let output = terminal.wait(STOP);
+        let output = terminal.wait(ENDS);
         assert_eq!(output.code, Some(130), "{output}");
         assert!(output.stdout().contains("no credentials were left there"), "{output}");
         world.heard("the terminal", &output);

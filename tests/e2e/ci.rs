@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     refusals::fingerprint_of,
-    support::{ACCOUNT, PATIENCE, REGION, STOP, World, checkout, sdk},
+    support::{ACCOUNT, ENDS, PATIENCE, REGION, World, checkout, sdk},
 };
 
 /// One row of the table in the README.
@@ -104,7 +104,7 @@ fn code_0_is_a_command_that_succeeded_and_a_tunnel_that_was_stopped() {
     let host = format!("{}@127.0.0.1:{}", world.sshd.user().name, world.sshd.port());
     let stopped = world.run(world.broker(&["stop", &host]));
     assert_eq!(stopped.code, Some(0), "{stopped}");
-    let output = process.wait(STOP);
+    let output = process.wait(ENDS);
     world.heard("broker connect -N", &output);
     assert_eq!(output.code, Some(0), "{output}");
     world.wait_for_clean_host();
@@ -186,7 +186,7 @@ fn code_130_is_an_interruption() {
         let mut process = world.laptop.spawn(connect(&world, further));
         process.wait_for_line(Stream::Stderr, "\"ready\"", PATIENCE);
         process.signal(Signal::SIGTERM);
-        let output = process.wait(STOP);
+        let output = process.wait(ENDS);
         world.heard("broker connect", &output);
         let error = last_event(&output.stderr());
         assert_eq!((output.code, &error["kind"]), (Some(130), &"interrupted".into()), "{output}");

@@ -12,7 +12,7 @@ use sandbox::{
 };
 use serde_json::Value;
 
-use crate::support::{BASTION, PATIENCE, STOP, Tunnel, World, eventually, sdk};
+use crate::support::{BASTION, ENDS, PATIENCE, Tunnel, World, eventually, sdk};
 
 /// What `broker status --json` says.
 fn status(world: &mut World) -> Value {
@@ -43,7 +43,7 @@ fn pid(tunnel: &Tunnel) -> String {
 /// Waits for the end of a tunnel that somebody else ended.
 #[track_caller]
 fn ended(world: &mut World, mut process: Process) -> Output {
-    let output = process.wait(STOP);
+    let output = process.wait(ENDS);
     world.heard("broker connect -N", &output);
     output
 }
@@ -199,7 +199,7 @@ fn a_killed_brokers_socket_is_removed_and_a_stopped_ones_is_not() {
     let silent = world.tunnel(&["-p", "dev"]);
     assert_eq!(sockets(&world).len(), 2);
     dead.process.signal(Signal::SIGKILL);
-    let output = dead.process.wait(STOP);
+    let output = dead.process.wait(ENDS);
     world.heard("broker", &output);
     silent.process.signal(Signal::SIGSTOP);
     let seen = status(&mut world);
@@ -465,7 +465,7 @@ fn a_person_at_the_tunnels_own_terminal_is_asked_there() {
         status => Err(status.to_string()),
     });
     terminal.signal(Signal::SIGINT);
-    let output = terminal.wait(STOP);
+    let output = terminal.wait(ENDS);
     assert_eq!(output.code, Some(130), "{output}");
     world.heard("broker", &output);
     world.wait_for_clean_host();
@@ -521,7 +521,7 @@ fn a_watched_status_draws_over_itself_only_on_a_terminal() {
     terminal.wait_for_text("\u{1b}[3A\r\u{1b}[J", PATIENCE);
     let settings = terminal.settings();
     terminal.signal(Signal::SIGINT);
-    let output = terminal.wait(STOP);
+    let output = terminal.wait(ENDS);
     assert_eq!((output.code, terminal.settings()), (Some(130), settings), "{output}");
     let longest =
         output.stdout().split("\u{1b}[J").flat_map(str::lines).map(|line| line.chars().count()).max();
@@ -532,7 +532,7 @@ fn a_watched_status_draws_over_itself_only_on_a_terminal() {
     assert_eq!(ask(&mut world, &tunnel, "", &tunnel.token()).status(), 200);
     piped.wait_for_line(Stream::Stdout, "\"allowed\":2", PATIENCE);
     piped.signal(Signal::SIGINT);
-    let output = piped.wait(STOP);
+    let output = piped.wait(ENDS);
     assert!(!output.stdout().contains('\u{1b}'), "{output}");
     assert!(output.stdout().lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{output}");
     assert_eq!(output.stdout().lines().count(), 2, "once for each change: {output}");

@@ -7,7 +7,7 @@ use sandbox::home::{Stream, run_within};
 
 use crate::{
     refusals::fingerprint_of,
-    support::{ACCOUNT, PATIENCE, REGION, STOP, World, checkout, program, sdk},
+    support::{ACCOUNT, ENDS, PATIENCE, REGION, World, checkout, program, sdk},
 };
 
 /// Whom the image runs as.
@@ -159,7 +159,7 @@ fn the_image_runs_as_the_manifest_says() {
     let url = exports["set"]["AWS_CONTAINER_CREDENTIALS_FULL_URI"].as_str().unwrap();
     assert_eq!(world.fetch(&user, url, Some(&token)).status(), 200);
     process.signal(Signal::SIGTERM);
-    let output = process.wait(STOP);
+    let output = process.wait(ENDS);
     world.heard("broker in its image", &output);
     assert_eq!(output.code, Some(130), "{output}");
     let gone = run_within(run(&probe), &[], PATIENCE);

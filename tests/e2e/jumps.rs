@@ -9,7 +9,7 @@ use sandbox::{
     users::User,
 };
 
-use crate::support::{BASTION, PATIENCE, STOP, TIDY, World, checkout, eventually, sdk};
+use crate::support::{BASTION, ENDS, PATIENCE, TIDY, World, checkout, eventually, sdk};
 
 /// A ProxyCommand of two processes, of which only the second is what ssh talks to.
 const BRIDGE: &str = "bash -c 'exec 3<>/dev/tcp/%h/%p; cat <&3 & cat >&3'";
@@ -248,7 +248,7 @@ fn a_hub_that_serves_ssh_over_a_websocket_is_a_host_as_any_other() {
     let output = world.run(connect);
     assert_failed(&output, 5, &["log in to the hub first", "the ProxyCommand", "ended with exit status 1"]);
     hub.signal(Signal::SIGKILL);
-    let said = hub.wait(STOP);
+    let said = hub.wait(ENDS);
     world.heard("hub", &said);
     world.wait_for_clean_host();
     world.assert_clean();
@@ -335,7 +335,7 @@ fn however_we_end_the_process_group_of_the_proxy_command_ends_too() {
         let token = fs::read_to_string(tunnel.token_file()).unwrap();
         world.keep_token(&token);
         tunnel.process.signal(signal);
-        let output = tunnel.process.wait(STOP);
+        let output = tunnel.process.wait(ENDS);
         world.heard("broker", &output);
         if signal != Signal::SIGKILL {
             // The way was still there when the host was cleaned.

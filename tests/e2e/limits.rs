@@ -10,7 +10,7 @@ use std::{
 use nix::sys::signal::Signal;
 use sandbox::home::{Output, Stream};
 
-use crate::support::{PATIENCE, STOP, World};
+use crate::support::{ENDS, PATIENCE, World};
 
 /// A named pipe of the laptop's user that is full, with the end that keeps it open.
 fn full_pipe(world: &mut World) -> (PathBuf, File) {
@@ -44,7 +44,7 @@ fn with_nobody_reading_stderr_the_tunnel_serves_and_ends() {
         assert_eq!(world.fetch(&user, &url, Some(&token)).status(), 200);
     }
     tunnel.process.signal(Signal::SIGTERM);
-    let output = tunnel.process.wait(STOP);
+    let output = tunnel.process.wait(ENDS);
     world.heard("broker", &output);
     assert_eq!(output.code, Some(130), "{output}");
     world.wait_for_clean_host();

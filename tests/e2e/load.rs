@@ -27,7 +27,7 @@ use crate::support::{BASTION, PATIENCE, Tunnel, World, reachable};
 
 #[test]
 fn ten_thousand_requests_leave_the_shell_responsive_and_memory_flat() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let mut world = World::new();
@@ -77,7 +77,7 @@ fn ten_thousand_requests_leave_the_shell_responsive_and_memory_flat() {
 
 #[test]
 fn a_client_that_does_not_read_or_write_delays_nobody() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let mut world = World::new();
@@ -110,7 +110,7 @@ fn a_client_that_does_not_read_or_write_delays_nobody() {
 
 #[test]
 fn a_thousand_connections_of_another_user_are_refused_and_hurt_nobody() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let mut world = World::new();
@@ -158,7 +158,7 @@ fn a_thousand_connections_of_another_user_are_refused_and_hurt_nobody() {
 
 #[test]
 fn keys_are_renewed_under_load_and_no_request_fails() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let rekeying = SshdOptions::default().config("RekeyLimit 64K").config("LogLevel DEBUG1");

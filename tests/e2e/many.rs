@@ -8,7 +8,7 @@ use sandbox::{
 };
 use serde_json::Value;
 
-use crate::support::{PATIENCE, STOP, World, eventually, within};
+use crate::support::{ENDS, PATIENCE, World, eventually, within};
 
 /// A world with further hosts, which are other accounts and servers on this machine.
 struct Fleet {
@@ -52,7 +52,7 @@ impl Fleet {
     }
 
     fn end(&mut self, mut process: Process, code: i32) {
-        let output = process.wait(STOP);
+        let output = process.wait(ENDS);
         self.world.heard("broker connect", &output);
         assert_eq!(output.code, Some(code), "{output}");
         self.world.wait_for_clean_host();
@@ -172,7 +172,7 @@ fn one_that_fails_is_named_and_the_others_go_on() {
         assert_eq!((tunnels.len(), &tunnels[0]["host"]), (1, &"bastion".into()), "{tunnels:?}");
         let stopped = fleet.world.run(fleet.world.broker(&["stop", "bastion"]));
         assert_eq!(stopped.code, Some(0), "{stopped}");
-        let output = process.wait(STOP);
+        let output = process.wait(ENDS);
         fleet.world.heard("broker connect", &output);
         assert_eq!(output.code, Some(6), "the worst of 5 and 6: {output}");
         assert!(output.stderr().contains("2 of 3 hosts failed: "), "{output}");

@@ -10,7 +10,7 @@ use sandbox::{
 
 use crate::{
     nodes::NODE,
-    support::{PATIENCE, STOP, World, eventually, program, sdk},
+    support::{ENDS, PATIENCE, World, eventually, program, sdk},
 };
 
 const BOTO3: &str = "import boto3, sys; p = sys.argv[1] if len(sys.argv) > 1 else None; \
@@ -100,7 +100,7 @@ fn a_host_without_proc_is_served_in_every_way_that_can_be_checked() {
             assert!(output.stdout().starts_with("ASIA"), "{flags:?}: {output}");
         }
         process.signal(nix::sys::signal::Signal::SIGINT);
-        let output = process.wait(STOP);
+        let output = process.wait(ENDS);
         assert_eq!(output.code, Some(130), "{flags:?}: {output}");
         assert!(output.stderr().contains("no credentials were left there"), "{flags:?}: {output}");
         world.heard("a tunnel", &output);

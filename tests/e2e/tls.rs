@@ -13,7 +13,7 @@ use sandbox::{
 
 use crate::{
     matrix::optional,
-    support::{PATIENCE, STOP, Tunnel, World, eventually, sdk},
+    support::{ENDS, PATIENCE, Tunnel, World, eventually, sdk},
 };
 
 const PORT: u16 = 4144;
@@ -188,7 +188,7 @@ fn who_trusts_a_ca_of_the_tunnel_at_the_port() {
     }
     process.wait_for_line(Stream::Stderr, "does not trust the certificate", PATIENCE);
     process.signal(nix::sys::signal::Signal::SIGINT);
-    let output = process.wait(STOP);
+    let output = process.wait(ENDS);
     world.heard("broker", &output);
     assert_eq!(output.stderr().matches("does not trust the certificate").count(), 1, "said once: {output}");
     world.assert_clean();

@@ -132,7 +132,7 @@ fn stopped_while_it_is_away_it_ends_at_once() {
         tunnel.process.signal(Signal::SIGCONT);
         tunnel.wait_until_lost(PATIENCE);
         tunnel.process.signal(Signal::SIGTERM);
-        let output = assert_ended(&mut world, &mut tunnel, 130, crate::support::STOP);
+        let output = assert_ended(&mut world, &mut tunnel, 130, crate::support::ENDS);
         assert!(
             !output.stderr().contains("no credentials were left there"),
             "nobody can know that: {output}"

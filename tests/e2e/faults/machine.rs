@@ -249,18 +249,31 @@ fn row_43_a_bad_line_is_slow_and_nothing_worse() {
     ));
     let tunnel = world.tunnel(&["-p", "dev"]);
     let (token, user) = (tunnel.token(), world.sshd.user().clone());
+    let mut asked_again = 0;
     let mut times: Vec<Duration> = (0..60)
         .map(|_| {
-            let began = Instant::now();
-            assert_eq!(world.fetch(&user, tunnel.url(), Some(&token)).status(), 200);
-            began.elapsed()
+            // A packet that is lost thrice takes longer than the 900 ms after which we answer 503, before an SDK gives
+            // up at 1 s. All of them ask again then, at least twice.
+            for _ in 0..3 {
+                let began = Instant::now();
+                match world.fetch(&user, tunnel.url(), Some(&token)).status() {
+                    200 => return began.elapsed(),
+                    503 => asked_again += 1,
+                    other => panic!("answered with {other}"),
+                }
+            }
+            panic!("no answer in three tries");
         })
         .collect();
     times.sort();
     super::seen(
         43,
-        &format!("of 60 requests the middle one took {:?}, the longest {:?}", times[30], times[59]),
+        &format!(
+            "of 60 requests the middle one took {:?}, the longest {:?}; {asked_again} were asked again",
+            times[30], times[59]
+        ),
     );
+    assert!(asked_again <= 12, "{asked_again} of 60 were asked again");
     assert!(times[30] < Duration::from_millis(1500), "{times:?}");
     assert!(!tunnel.process.text(Stream::Stderr).contains("connecting again"));
     drop(lossy);
