@@ -36,7 +36,7 @@ mod wire;
 pub(super) use self::wire::Answer;
 
 #[cfg(test)]
-mod tests;
+pub(in crate::remote) mod tests;
 
 /// How long the host may take from the command to the READY line: slow rc files and PAM, but no person.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -42,3 +42,76 @@ impl Grave {
         Ok(answer.verdict.is_ok())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+    use crate::remote::helper::tests::{Host, Link};
+
+    const SHELLS: [&str; 5] = ["dash", "bash", "ksh", "zsh", "busybox"];
+
+    /// A process that could be sshd's.
+    struct Old(Child);
+
+    impl Old {
+        fn new() -> Self {
+            Self(Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap())
+        }
+
+        /// When it started, in ticks: field 22 of its `stat`, which `sleep` has no spaces before.
+        fn started(&self) -> u64 {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+            stat.split(' ').nth(21).unwrap().parse().unwrap()
+        }
+
+        fn grave(&self, facts: &Facts) -> Grave {
+            Grave {
+                pid: self.0.id(),
+                started: self.started(),
+                host: facts.host.clone(),
+                boot_id: facts.boot_id.clone(),
+            }
+        }
+
+        fn lives(&mut self) -> bool {
+            self.0.try_wait().unwrap().is_none()
+        }
+    }
+
+    impl Drop for Old {
+        fn drop(&mut self) {
+            let _killed = self.0.kill();
+            let _waited = self.0.wait();
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_very_process_that_had_our_connection_is_ended() {
+        for shell in SHELLS {
+            let host = Host::new(shell);
+            let Link { helper, facts, .. } = &host.link().await;
+            let mut old = Old::new();
+            let grave = old.grave(facts);
+            // The same id belongs to another process by now, or to one of another machine or another start of it.
+            let later = Grave { started: grave.started + 1, ..grave.clone() };
+            let earlier = Grave { started: grave.started - 1, ..grave.clone() };
+            let elsewhere = Grave { host: "another".to_owned(), ..grave.clone() };
+            let before = Grave { boot_id: Some("another".to_owned()), ..grave.clone() };
+            for other in [later, earlier, elsewhere, before] {
+                assert!(!other.free(helper, facts, How::Kill).await.unwrap(), "{shell}: {other:?}");
+            }
+            assert!(old.lives(), "{shell}");
+            // Nor the connection that this very helper uses.
+            let own =
+                Facts { parent: Parent { pid: grave.pid, started: Some(grave.started) }, ..facts.clone() };
+            assert!(!grave.free(helper, &own, How::Kill).await.unwrap(), "{shell}");
+            assert!(old.lives(), "{shell}");
+            assert!(grave.free(helper, facts, How::Ask).await.unwrap(), "{shell}");
+            old.0.wait().unwrap();
+            // Nobody is there any more.
+            assert!(!grave.free(helper, facts, How::Kill).await.unwrap(), "{shell}");
+        }
+    }
+}

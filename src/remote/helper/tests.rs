@@ -34,21 +34,21 @@ const SHELLS: [&str; 5] = ["dash", "bash", "ksh", "zsh", "busybox"];
 const SECRET: &str = "Bearer canary-5f1d";
 
 /// A host: a shell that is its `/bin/sh`, and a runtime directory.
-struct Host {
+pub(in crate::remote) struct Host {
     directory: TempDir,
     shell: &'static str,
 }
 
 /// One link to it.
-struct Link {
-    helper: Helper,
-    facts: Facts,
+pub(in crate::remote) struct Link {
+    pub(in crate::remote) helper: Helper,
+    pub(in crate::remote) facts: Facts,
     process: Child,
     actor: JoinSet<Result<(), Error>>,
 }
 
 impl Host {
-    fn new(shell: &'static str) -> Self {
+    pub(in crate::remote) fn new(shell: &'static str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         for path in ["", "run", "home"] {
             let path = directory.path().join(path);
@@ -92,7 +92,7 @@ impl Host {
         command
     }
 
-    async fn link(&self) -> Link {
+    pub(in crate::remote) async fn link(&self) -> Link {
         self.link_at(PACE).await
     }
 
