@@ -7,9 +7,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::task::JoinSet;
 
 use super::{
-    client::Clients,
+    client::{Clients, chain},
     oidc,
-    session::{blocking, chain},
+    session::blocking,
     token::{Registration, SsoToken, TokenFile},
 };
 use crate::{clock::Clock, private_fs};

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    client::{Clients, Endpoints},
+    client::{Clients, Endpoints, chain},
     login::{LoginError, LoginMethod},
     oidc, portal,
     profile::{SessionKey, SsoSession},
@@ -467,12 +467,4 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
             Err(_) => std::future::pending().await,
         },
     }
-}
-
-/// The error and its causes on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }
