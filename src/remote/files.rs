@@ -65,7 +65,7 @@ pub(crate) enum Reach<'a> {
     Ours,
     /// When ours is gone, or on another machine, to whatever another user put there.
     Anybodys,
-    /// To our directory from other machines too, whose port may be another user's.
+    /// To our directory from other machines too, whose port may be another user's; or our environment is known there.
     Shared(Machine<'a>),
 }
 
@@ -126,7 +126,7 @@ impl Layout<'_> {
         let path = |name: &str| format!("{directory}/{name}");
         let token = path(token_file(self.default.profile).as_str());
         let (config, credentials) = (path(CONFIG), path(CREDENTIALS));
-        // A token that lies where other machines see it must not be sent to what listens on that port there.
+        // What listens on that port on another machine must not be sent a token, nor asked for credentials without one.
         let port = self.port.filter(|_| !matches!(self.reach, Reach::Shared(_)));
         Environment::new(Settings {
             endpoint: port.map(|port| {

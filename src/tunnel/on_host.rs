@@ -85,7 +85,7 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
         tls: trust::of(inputs.tls.as_deref(), &link.trust),
         command: inputs.command.as_deref(),
         below_home: below_home.as_deref(),
-        reach: travels::reach(place, link.facts.as_ref()),
+        reach: travels::reach(place, link.facts.as_ref(), inputs.options.token, keep_config),
     };
     let environment = layout.environment(directory.path());
     let mut files = layout.files(directory.path());

@@ -181,7 +181,7 @@ impl Placed {
             tls: trust::of(self.tls.as_deref(), &self.trust),
             command: None,
             below_home: self.below_home.as_deref(),
-            reach: travels::reach(self.place, self.facts.as_ref()),
+            reach: travels::reach(self.place, self.facts.as_ref(), self.token, self.keep_config),
         };
         Some(make(&layout))
     }

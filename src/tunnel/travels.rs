@@ -9,11 +9,24 @@ use crate::remote::{
 };
 
 /// Returns where our directory's name leads for those who have nothing but it.
-pub(super) fn reach(place: Place, facts: Option<&Facts>) -> Reach<'_> {
+pub(super) fn reach<'a>(
+    place: Place,
+    facts: Option<&'a Facts>,
+    token: TokenPlace,
+    keep_config: bool,
+) -> Reach<'a> {
+    let shared = |facts: &'a Facts| {
+        let boot = facts.boot_id.as_deref().unwrap_or_default();
+        Reach::Shared(Machine { host: &facts.host, boot })
+    };
     match (place, facts) {
-        (Place::Home, Some(facts)) => {
-            let boot = facts.boot_id.as_deref().unwrap_or_default();
-            Reach::Shared(Machine { host: &facts.host, boot })
+        (Place::Home, Some(facts)) => shared(facts),
+        // An SDK that is too old for token files would ask whoever has our port where its job runs. The configuration
+        // serves all of them as well, if it is ours and there is a program to ask us with.
+        (Place::Runtime, Some(facts))
+            if facts.scheduler.is_some() && facts.fetches && token == TokenPlace::File && !keep_config =>
+        {
+            shared(facts)
         }
         // Over SFTP the host does not say which one it is; there is no port then.
         (Place::Home, None) | (Place::Runtime, _) => Reach::Ours,
@@ -69,5 +82,44 @@ pub(super) fn tell(inputs: &Inputs, facts: Option<&Facts>, place: Place, path: &
              (`--token env`): whoever holds our port there is asked for credentials, and may answer with some of their own; start \
              jobs without it (`sbatch --export=NONE`)"
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::remote::helper::Parent;
+
+    #[test]
+    fn the_port_is_named_to_no_job_where_the_configuration_serves_as_well() {
+        let facts = |scheduler: Option<&str>, fetches| Facts {
+            uid: crate::caller::Uid(1000),
+            system: "Linux".to_owned(),
+            host: "login1".to_owned(),
+            shell: None,
+            home: None,
+            boot_id: None,
+            parent: Parent { pid: 1, started: None },
+            shows_sockets: true,
+            fetches,
+            scheduler: scheduler.map(str::to_owned),
+            token_caches: Vec::new(),
+        };
+        let (none, cluster, bare) =
+            (facts(None, true), facts(Some("sbatch"), true), facts(Some("sbatch"), false));
+        let shared = Reach::Shared(Machine { host: "login1", boot: "" });
+        let (file, environment) = (TokenPlace::File, TokenPlace::Environment);
+        for (facts, token, keep_config, expected) in [
+            (&cluster, file, false, shared),
+            (&none, file, false, Reach::Ours),
+            // What was asked for, and what has no other way.
+            (&cluster, environment, false, Reach::Ours),
+            (&cluster, file, true, Reach::Ours),
+            (&bare, file, false, Reach::Ours),
+        ] {
+            let found = reach(Place::Runtime, Some(facts), token, keep_config);
+            assert_eq!(found, expected, "{facts:?} {token:?} {keep_config}");
+            assert_eq!(reach(Place::Home, Some(facts), token, keep_config), shared);
+        }
     }
 }
