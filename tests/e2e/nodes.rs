@@ -22,7 +22,7 @@ use crate::{
 pub const NODE: &str = "node-b";
 
 /// Prints the id of the key that an SDK found. It asks nobody but where the credentials are, as no AWS is on a node.
-const BOTO3: &str = "import boto3, sys; p = sys.argv[1] if len(sys.argv) > 1 else None; \
+pub const BOTO3: &str = "import boto3, sys; p = sys.argv[1] if len(sys.argv) > 1 else None; \
                      found = boto3.Session(profile_name=p).get_credentials() or sys.exit('Unable to locate credentials'); \
                      print(found.get_frozen_credentials().access_key)";
 
@@ -41,7 +41,7 @@ fn with_scheduler() {
 }
 
 /// Gives the user what systemd gives who logs in.
-fn with_runtime_directory(user: &User) {
+pub fn with_runtime_directory(user: &User) {
     let path = PathBuf::from(format!("/run/user/{}", user.uid));
     std::fs::create_dir(&path).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700)).unwrap();
@@ -60,7 +60,7 @@ chmod 644 *
 echo set
 "#;
 
-fn trap_on(node: Option<&Node>, world: &World, directory: &Path) -> String {
+pub fn trap_on(node: Option<&Node>, world: &World, directory: &Path) -> String {
     let home = world.sshd.user().home.display().to_string();
     let arguments = ["-c", TRAP, "sh", directory.to_str().unwrap(), &home];
     let command = match node {

@@ -3,5 +3,6 @@
 mod container;
 mod editor;
 mod jupyterhub;
+mod slurm;
 mod terraform;
 mod tmux;

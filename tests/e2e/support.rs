@@ -445,7 +445,7 @@ impl Tunnel {
     }
 
     /// Every token that lies on the host.
-    fn tokens(&self) -> Vec<String> {
+    pub fn tokens(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.directory()).unwrap().map(|entry| entry.unwrap());
         entries
             .filter(|entry| entry.file_name().to_string_lossy().starts_with("token-"))
