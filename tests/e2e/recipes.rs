@@ -3,6 +3,7 @@
 mod container;
 mod editor;
 mod jupyterhub;
+mod podman;
 mod slurm;
 mod terraform;
 mod tmux;
