@@ -174,6 +174,19 @@ impl Desk {
             })?),
         };
         let host = &self.board.host;
+        // Readiness probes ask this: nobody on the host gets anything meanwhile, although the exports will hold again.
+        let why = match self.board.state() {
+            State::Reconnecting => Some("has no connection now"),
+            State::Stopping => Some("is ending"),
+            State::Starting | State::Up | State::Unknown => None,
+        };
+        if let Some(why) = why {
+            let hint = format!(
+                "`broker status` says why; the exports of {host} stay what they were once it is back"
+            );
+            return Err(Refusal::new(RefusalKind::Failed, format!("the tunnel to {host} {why}"))
+                .with_hint((self.board.state() == State::Reconnecting).then_some(hint)));
+        }
         let exports = self.steering.exports(&self.grants, shell).ok_or_else(|| {
             Refusal::new(RefusalKind::Failed, format!("the tunnel to {host} is not up yet"))
         })?;

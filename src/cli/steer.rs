@@ -27,7 +27,8 @@ use crate::{
 /// Print the exports of a running tunnel, for another terminal on the host.
 ///
 /// They are for the login shell of the host unless you choose another, name the token's file there, and hold no secret. Paste
-/// them there, or run one command with them: `ssh HOST "$(broker env HOST); aws sts get-caller-identity"`.
+/// them there, or run one command with them: `ssh HOST "$(broker env HOST); aws sts get-caller-identity"`. Ends with 1 while
+/// the tunnel is not in service: not up yet, its connection lost, or ending.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  broker env bastion\n  broker env bastion --print-env json")]
 pub(super) struct Env {

@@ -4,7 +4,7 @@ use std::{process::Command, time::Duration};
 
 use sandbox::{home::Terminal, sshd::SshdOptions};
 
-use crate::support::{BASTION, PATIENCE, World, eventually};
+use crate::support::{BASTION, PATIENCE, World, eventually, within};
 
 /// An interactive shell with these arguments, at its prompt.
 fn shell(world: &World, arguments: &[&str]) -> Terminal {
@@ -139,10 +139,7 @@ fn row_37_where_a_key_is_refused_a_person_is_asked_and_nobody_hammers() {
     world.sshd.kill_connections();
     terminal.wait_for_text("could not log in", PATIENCE);
     terminal.wait_for_text("press Enter to log in again", PATIENCE);
-    assert!(
-        !crate::support::within(Duration::from_secs(3), || log(&world) != before + 1),
-        "it went on trying"
-    );
+    assert!(!within(Duration::from_secs(3), || log(&world) != before + 1), "it went on trying");
     world.sshd.configure(&[]);
     terminal.send("\n");
     terminal.wait_for_text("this is a new shell", PATIENCE);
@@ -184,7 +181,7 @@ fn a_login_with_a_password_is_never_repeated_without_its_person() {
     let before = connections();
     world.sshd.kill_connections();
     terminal.wait_for_text("press Enter to log in again", PATIENCE);
-    assert!(!crate::support::within(Duration::from_secs(4), || connections() != before), "it did not wait");
+    assert!(!within(Duration::from_secs(4), || connections() != before), "it did not wait");
     terminal.send("\n");
     terminal.wait_for_text("Password: ", PATIENCE);
     terminal.send("open sesame\n");
@@ -198,6 +195,38 @@ fn a_login_with_a_password_is_never_repeated_without_its_person() {
     assert_eq!(output.code, Some(0), "{output}");
     assert!(!output.stdout().contains("sesame"), "a password was shown");
     world.heard("broker on a terminal", &output);
+    world.wait_for_clean_host();
+    world.assert_clean();
+}
+
+#[test]
+fn a_probe_fails_while_the_tunnel_is_not_in_service() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::with(SshdOptions::default().relay());
+    let tunnel = world.tunnel(&["-p", "dev"]);
+    let pid = tunnel.process.pid().to_string();
+    let probe = ["env", pid.as_str(), "--print-env", "json"];
+    let before = world.run(world.broker(&probe)).success();
+    // Nothing answers any more, so that it stays lost.
+    world.sshd.pause_network(true);
+    world.sshd.kill_connections();
+    eventually("the probe fails", PATIENCE, || {
+        let output = world.run(world.broker(&probe));
+        match output.code {
+            Some(1) => Ok(()),
+            _ => Err(output.to_string()),
+        }
+    });
+    let output = world.run(world.broker(&probe));
+    assert_eq!((output.code, output.stdout().as_str()), (Some(1), ""), "{output}");
+    assert!(output.stderr().contains("the tunnel to bastion has no connection now"), "{output}");
+    world.sshd.pause_network(false);
+    let back = within(PATIENCE, || world.run(world.broker(&probe)).code == Some(0));
+    assert!(back, "it is ready again");
+    assert_eq!(world.run(world.broker(&probe)).stdout(), before.stdout());
+    assert_eq!(tunnel.stop(&mut world).code, Some(130));
     world.wait_for_clean_host();
     world.assert_clean();
 }
