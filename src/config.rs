@@ -2,6 +2,8 @@
 //!
 //! The only place that reads the environment. Everything that can be wrong without a network is found here.
 
+pub(crate) mod file;
+pub(crate) mod pin;
 pub(crate) mod whose;
 
 use std::{
@@ -14,7 +16,11 @@ use std::{
 
 use secrecy::SecretString;
 
-use self::whose::{ChainError, Wanted};
+use self::{
+    file::File,
+    pin::Pin,
+    whose::{ChainError, Wanted},
+};
 use crate::{
     aws::{
         client::{BadEndpoint, Endpoints},
@@ -34,6 +40,8 @@ use crate::{
 pub(crate) struct Environment {
     variables: BTreeMap<String, String>,
     key: Option<EnvironmentKey>,
+    file: Arc<File>,
+    file_mistake: Option<Arc<file::Error>>,
     pub(crate) home: PathBuf,
     pub(crate) user: String,
     pub(crate) host_name: String,
@@ -54,12 +62,30 @@ impl Environment {
             .ok_or(Error::NoUser)?;
         let host_name =
             nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-        Ok(Self { variables, key: None, home, user, host_name })
+        Ok(Self { variables, key: None, file: Arc::default(), file_mistake: None, home, user, host_name })
     }
 
     /// Returns a variable that is set and not empty.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Takes what our configuration file holds, or what is wrong with it where we can do without.
+    pub(crate) fn take_file(&mut self, file: Result<File, file::Error>) {
+        match file {
+            Ok(file) => self.file = Arc::new(file),
+            Err(mistake) => self.file_mistake = Some(Arc::new(mistake)),
+        }
+    }
+
+    /// Returns what is wrong with our configuration file, of which nothing counts then.
+    pub(crate) fn file_mistake(&self) -> Option<&file::Error> {
+        self.file_mistake.as_deref()
+    }
+
+    /// Returns what our configuration file holds.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Takes the private key out of the variable `name`, for [`Self::key`].
@@ -203,6 +229,8 @@ pub(crate) struct Plan {
     pub(crate) profiles: Vec<Profile>,
     /// Those that are served when a process asks for them.
     pub(crate) on_request: Vec<Profile>,
+    /// Which profiles the host may ever get.
+    pub(crate) pin: Pin,
     pub(crate) options: Options,
     /// Whose certificate answers at the port; `None` for plain HTTP.
     pub(crate) tls: Option<tls::Wish>,
@@ -250,6 +278,8 @@ pub(crate) enum Error {
     #[error("`--start-url` cannot be used")]
     StartUrl(#[source] crate::aws::profile::BadStartUrl),
     #[error(transparent)]
+    Pinned(#[from] Box<pin::Refused>),
+    #[error(transparent)]
     Chain(#[from] ChainError),
     #[error(transparent)]
     BadName(#[from] crate::names::BadName),
@@ -293,6 +323,7 @@ impl Error {
             )),
             Self::NoSession { .. } => Some("name a session with `--sso-session NAME`".to_owned()),
             Self::StartUrl(_) => Some("it is the address of your AWS access portal".to_owned()),
+            Self::Pinned(e) => e.hint(),
             Self::Chain(e) => e.hint(),
             Self::BadName(_) => None,
             Self::Profile(e) => e.hint(),
@@ -324,14 +355,17 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
     });
     let profiles = whose::profiles(&flags.wanted, environment, &mut warnings)?;
 
-    let on_request = allowed(&flags.allow, &profiles, environment)?;
     let target = target(&flags, environment, &mut warnings)?;
+    let pin = environment.file.pin(&target.original, &target.hostname);
+    pin.check(&target.original, &flags.wanted, &profiles, environment)?;
+    let on_request = allowed(&flags.allow, &profiles, &pin, &target.original, environment)?;
 
     let job = job(&flags, &target.session);
     Ok(Plan {
         target,
         profiles,
         on_request,
+        pin,
         options: Options {
             transport: flags.transport.unwrap_or(Transport::Auto),
             port: flags.remote_port.map_or(PortWish::Auto, PortWish::Exactly),
@@ -439,10 +473,12 @@ fn asked(flags: &Flags, environment: &Environment) -> Result<(Request, Surroundi
     Ok((request, surroundings))
 }
 
-/// Resolves the profiles that match any of the patterns, other than those that are served anyway.
+/// Resolves the profiles that match any of the patterns and may go there, other than those that are served anyway.
 fn allowed(
     patterns: &[String],
     served: &[Profile],
+    pin: &Pin,
+    host: &str,
     environment: &Environment,
 ) -> Result<Vec<Profile>, Error> {
     if patterns.is_empty() {
@@ -451,10 +487,14 @@ fn allowed(
     let all = environment.aws_profiles()?;
     let mut resolved: Vec<Profile> = Vec::new();
     for pattern in patterns {
-        let mut matched = false;
+        let (mut matched, mut refused) = (false, None);
         for name in all.names().into_iter().filter(|name| matches(pattern, name.as_str())) {
             if served.iter().chain(&resolved).any(|known| known.name == name) {
                 matched = true;
+                continue;
+            }
+            if let Err(error) = pin.permits(&name, host) {
+                refused.get_or_insert(error);
                 continue;
             }
             // One that cannot be served was not meant by a pattern.
@@ -464,6 +504,9 @@ fn allowed(
             }
         }
         if !matched {
+            if let Some(refused) = refused {
+                return Err(refused.into());
+            }
             let known = all.names().iter().map(ToString::to_string).collect();
             return Err(Error::NothingAllowed { pattern: crate::printable::one_line(pattern), known });
         }

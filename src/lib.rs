@@ -22,6 +22,7 @@
 //!
 //! # The way of one tunnel
 //!
+//! `cli::defaults` adds to what was typed what our configuration file says, in the words of the command line. Then
 //! `cli::connect` plans everything without a network ([`config`]), signs in and gets the first credentials of
 //! every role ([`aws::session`]): what is wrong so far is told before any host sees us. Then `tunnel::link`
 //! connects ([`ssh::dial`], [`ssh::session`], [`ssh::auth`]), asks for the forward and starts the helper at the
@@ -44,7 +45,7 @@
 //! | room | owns | does not know |
 //! |---|---|---|
 //! | [`cli`] | every word that is printed or asked, signals, exit codes | |
-//! | [`config`] | flags, environment, files → one checked [`Plan`](config::Plan) | how any of it is run |
+//! | [`config`] | flags, environment, files (ours too) → one checked [`Plan`](config::Plan) | which options there are, and how any of it is run |
 //! | [`tunnel`] | one host's life: the order of its start, what is watched meanwhile, the order of its end | AWS, the terminal |
 //! | [`remote`] | what lies on the host, its removal, and what the host tells about itself | what is served there |
 //! | [`ssh`] | one client connection that a server can neither stall nor make accept anything | AWS, HTTP |

@@ -16,14 +16,19 @@ use super::{
     failure::{Failure, Kind},
     terminal::Terminal,
 };
-use crate::{config::Environment, control::client, ssh::config::aliases};
+use crate::{
+    config::{Environment, file::File},
+    control::client,
+    ssh::config::aliases,
+};
 
 /// What tells us that a shell asks, and which.
 const VARIABLE: &str = "BROKER_COMPLETE";
 
 /// Print a script that has your shell complete commands, hosts and profiles.
 ///
-/// Hosts are the aliases of your ssh_config and those that tunnels lead to, as they are when you press Tab.
+/// Hosts are the aliases of your ssh_config, those of our configuration file with its lists, and those that tunnels lead to,
+/// as they are when you press Tab.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples, each for the start-up file of its shell:
@@ -83,7 +88,19 @@ pub(super) fn hosts() -> Vec<CompletionCandidate> {
     let Ok(environment) = Environment::capture() else { return Vec::new() };
     let mut hosts = aliases(&environment.home);
     hosts.extend(running(&environment));
+    // A mistake in the file is told by whoever needs it.
+    let file = File::load(&environment).unwrap_or_default();
+    hosts.extend(file.named_hosts().map(str::to_owned));
     hosts.into_iter().map(CompletionCandidate::new).collect()
+}
+
+/// Returns the same, and the lists of them.
+pub(super) fn hosts_and_lists() -> Vec<CompletionCandidate> {
+    let mut candidates = hosts();
+    let Ok(environment) = Environment::capture() else { return candidates };
+    let file = File::load(&environment).unwrap_or_default();
+    candidates.extend(file.lists().map(|list| CompletionCandidate::new(format!("@{list}"))));
+    candidates
 }
 
 /// Returns the hosts that tunnels lead to.

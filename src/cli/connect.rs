@@ -12,6 +12,7 @@ use tokio::{
 
 use super::{
     Output, completions,
+    defaults::ForHost,
     desk::{Desk, Desks, Why},
     failure::{Failure, Kind},
     ground::{certificate, open_log},
@@ -44,7 +45,7 @@ use crate::{
 /// host that ends in this process, and starts your login shell there with the AWS variables set. Role credentials
 /// stay in memory and are renewed here; the host gets a token file in a private directory on tmpfs, which goes
 /// away with the connection. When this process ends, access ends.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(group = ArgGroup::new("no_shell_of_ours").args(["no_shell", "background"]).multiple(true))]
 #[command(after_help = "\
 Examples:
@@ -55,8 +56,9 @@ Examples:
 
 To undo: leave the shell, or end broker. Nothing stays on the host.")]
 pub(super) struct Arguments {
-    /// The host, also as a URL (ssh://…), or an alias from ssh_config; several with -N, -f or a command
-    #[arg(value_name = "[USER@]HOST[:PORT]", required = true, num_args = 1.., add = ArgValueCandidates::new(completions::hosts))]
+    /// The host, also as a URL (ssh://…), or an alias from ssh_config; several with -N, -f or a command. @LIST is all of a
+    /// list in ~/.config/broker/config.toml
+    #[arg(value_name = "[USER@]HOST[:PORT]", required = true, num_args = 1.., add = ArgValueCandidates::new(completions::hosts_and_lists))]
     hosts: Vec<String>,
 
     /// A command for the login shell of the host, as with ssh
@@ -64,7 +66,7 @@ pub(super) struct Arguments {
     command: Vec<String>,
 
     #[command(flatten)]
-    whose: Whose,
+    pub(super) whose: Whose,
 
     /// Port on the host; `auto` is 4144, or a port of your own where another user has that
     #[arg(short = 'R', long, value_name = "PORT|auto", default_value = "auto", value_parser = remote_port)]
@@ -263,22 +265,6 @@ impl Arguments {
         self.background
     }
 
-    /// Returns the hosts. Several are meant only where something says that they are hosts, and not a command.
-    pub(super) fn hosts(&self) -> Result<&[String], Failure> {
-        if let ([host, second, ..], false, true) =
-            (self.hosts.as_slice(), self.exports_only(), self.command.is_empty())
-        {
-            return Err(Failure::new(
-                Kind::Usage,
-                format!("`{second}` is a second host, and a shell leads to one host"),
-            )
-            .with_hint(Some(format!(
-                "to run `{second}` on {host}, put `--` before it; several hosts go with `-N`, `-f` or a command"
-            ))));
-        }
-        Ok(&self.hosts)
-    }
-
     pub(super) fn flags(&self, host: &str, batch: bool) -> Flags {
         let no_shell = self.exports_only();
         Flags {
@@ -316,18 +302,40 @@ impl Arguments {
     }
 }
 
+/// Finds what cannot be meant of several hosts. They are meant only where something says that they are hosts, and not a
+/// command.
+fn together(hosts: &[ForHost]) -> Result<(), Failure> {
+    let [first, rest @ ..] = hosts else { return Ok(()) };
+    let job = |one: &ForHost| (one.arguments.no_shell, one.arguments.background);
+    if let Some(other) = rest.iter().find(|other| job(other) != job(first)) {
+        let what = format!(
+            "`no-shell` or `background` holds for {} and {} in different ways",
+            first.host, other.host
+        );
+        return Err(Failure::new(Kind::Usage, what)
+            .with_hint(Some("say `-N`, `-f` or a command, which then holds for all of them".to_owned())));
+    }
+    let is_shell = !first.arguments.exports_only() && first.arguments.command.is_empty();
+    let Some(second) = rest.first().filter(|_| is_shell) else { return Ok(()) };
+    let (first, second) = (&first.host, &second.host);
+    Err(Failure::new(Kind::Usage, format!("`{second}` is a second host, and a shell leads to one host"))
+        .with_hint(Some(format!(
+            "to run `{second}` on {first}, put `--` before it; several hosts go with `-N`, `-f` or a command"
+        ))))
+}
+
 /// Runs `broker connect`: resolve, sign in, first credentials, tunnel, job, stop.
 pub(super) async fn run(
-    mut arguments: Arguments,
+    mut hosts: Vec<ForHost>,
     output: &Output,
     environment: &Environment,
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
     // Before anybody is asked anything.
-    arguments.hosts()?;
-    picker::choose(&mut arguments.whose, output, environment, terminal).await?;
-    let [host] = arguments.hosts()? else {
-        return Box::pin(super::many::run(&arguments, output, environment, terminal)).await;
+    together(&hosts)?;
+    picker::choose(&mut hosts, output, environment, terminal).await?;
+    let [ForHost { host, arguments, .. }] = hosts.as_slice() else {
+        return Box::pin(super::many::run(&hosts, output, environment, terminal)).await;
     };
     let mut ends = Ends::watch().map_err(|e| Failure::new(Kind::Failed, e))?;
     let clock = Clock::system();
@@ -364,16 +372,9 @@ pub(super) async fn run(
     if limits.confirm {
         grants.require_confirmation();
     }
-    let (host, destination) = (plan.target.original.clone(), account(&plan.target));
-    let desk = Desk::new(
-        1,
-        host.clone(),
-        destination,
-        Arc::clone(&grants),
-        Arc::clone(&identity),
-        environment.clone(),
-        clock.clone(),
-    );
+    let host = plan.target.original.clone();
+    let desk =
+        Desk::new(1, &plan, Arc::clone(&grants), Arc::clone(&identity), environment.clone(), clock.clone());
     let (stop_listening, listened) = oneshot::channel::<()>();
     let desks = Desks(vec![Arc::clone(&desk)]);
     desks.open(environment, terminal, &mut background, async { drop(listened.await) });
@@ -490,7 +491,11 @@ pub(super) fn account(target: &Target) -> String {
 /// Returns a mistake in what was asked for or configured.
 pub(super) fn usage(error: config::Error) -> Failure {
     let hint = error.hint();
-    Failure::new(Kind::Usage, error).with_hint(hint)
+    let kind = match &error {
+        config::Error::Pinned(_) => Kind::RoleDenied,
+        _ => Kind::Usage,
+    };
+    Failure::new(kind, error).with_hint(hint)
 }
 
 /// Returns why a host key is not trusted.

@@ -111,7 +111,7 @@ pub(super) async fn run(
     environment: &Environment,
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
-    picker::choose(&mut arguments.whose, output, environment, terminal).await?;
+    picker::choose_one(&mut arguments.whose, &|_| true, output, environment, terminal).await?;
     let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
     let clock = Clock::system();
     let wanted = arguments.whose.wanted(&environment.host_name);

@@ -6,7 +6,7 @@ use clap::ValueEnum as _;
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{
-    connect::ShellArgument,
+    connect::{ShellArgument, account},
     failure::{Failure, Kind},
     identity::Identity,
     limits::spoken,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::{self, Environment},
+    config::{self, Environment, Plan, pin::Pin},
     control::{
         board::{Board, Ways},
         message::{Answer, Answered, Refreshed, Refusal, RefusalKind, Request, Revoked, State},
@@ -59,6 +59,8 @@ pub(super) struct Desk {
     id: u32,
     pub(super) board: Board,
     pub(super) steering: Steering,
+    /// Which profiles the host may ever get.
+    pin: Pin,
     grants: Arc<Grants>,
     identity: Arc<Identity>,
     environment: Environment,
@@ -72,8 +74,7 @@ pub(super) struct Desk {
 impl Desk {
     pub(super) fn new(
         id: u32,
-        host: String,
-        destination: String,
+        plan: &Plan,
         grants: Arc<Grants>,
         identity: Arc<Identity>,
         environment: Environment,
@@ -81,7 +82,8 @@ impl Desk {
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
-            board: Board::new(host, destination, clock),
+            board: Board::new(plan.target.original.clone(), account(&plan.target), clock),
+            pin: plan.pin.clone(),
             steering: Steering::default(),
             grants,
             identity,
@@ -281,6 +283,10 @@ impl Desk {
         let Some(profile) = resolved.first() else {
             return Err(Refusal::new(RefusalKind::Usage, "no profile was named"));
         };
+        self.pin.permits(&profile.name, &self.board.host).map_err(|error| {
+            let hint = error.hint();
+            Refusal::new(RefusalKind::RoleDenied, error.to_string()).with_hint(hint)
+        })?;
         let grant = self.identity.grant(profile, false).map_err(|failure| refusal(&failure))?;
         // What AWS refuses is told before anything changes.
         let first = tokio::time::timeout(RENEWAL, grant.first()).await.map_err(|_| {

@@ -53,7 +53,8 @@ pub(super) async fn run(
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
     let clock = Clock::system();
-    let checks = match &arguments.host {
+    let mut checks = own_file(environment);
+    checks.extend(match &arguments.host {
         None => here(environment, &clock),
         Some(host) => {
             let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
@@ -73,7 +74,7 @@ pub(super) async fn run(
                 _ = stop => return Err(interrupted()),
             }
         }
-    };
+    });
     for check in &checks {
         terminal.data(line(check, arguments.json).as_bytes()).map_err(|e| Failure::new(Kind::Failed, e))?;
     }
@@ -100,6 +101,20 @@ fn unreachable(failure: &Failure) -> Check {
     // The helper comes behind a login that worked.
     let name = if failure.kind == Kind::ForwardRefused { "helper" } else { "connection" };
     Check::found(name, Level::Problem, format!("{failure}{causes}"), failure.hint.clone())
+}
+
+/// Looks at our own configuration file, where there is one.
+fn own_file(environment: &Environment) -> Vec<Check> {
+    const NAME: &str = "config-file";
+    let path = environment.config_file();
+    match environment.file_mistake() {
+        Some(mistake) => {
+            let message = format!("{}; nothing of that file counts", super::chain(mistake));
+            vec![Check::found(NAME, Level::Problem, message, mistake.hint())]
+        }
+        None if environment.file().is_empty() => Vec::new(),
+        None => vec![Check::ok(NAME, format!("`{}` is understood", path.display()))],
+    }
 }
 
 /// Looks at this machine.

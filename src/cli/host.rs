@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How to reach a host.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(super) struct HowToReach {
     /// SSH port of the host
     #[arg(short = 'P', long, value_name = "PORT")]
@@ -45,11 +45,11 @@ pub(super) struct HowToReach {
     jump: Option<String>,
 
     /// Use IPv4 only
-    #[arg(short = '4', conflicts_with = "inet6")]
+    #[arg(short = '4', long, conflicts_with = "inet6")]
     inet4: bool,
 
     /// Use IPv6 only
-    #[arg(short = '6')]
+    #[arg(short = '6', long)]
     inet6: bool,
 
     /// The only key that the host may have; known_hosts is not asked

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Whose credentials are wanted.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(super) struct Whose {
     /// Profile from ~/.aws/config; `connect` takes several, of which the first is the default role
     #[arg(short, long = "profile", value_name = "NAME", add = ArgValueCandidates::new(completions::profiles))]
@@ -84,6 +84,11 @@ const ROLE: &str = "A role without a profile";
 const LESS: &str = "Hand out less";
 
 impl Whose {
+    /// Whether neither a profile nor a role is named.
+    pub(super) fn names_none(&self) -> bool {
+        self.profiles.is_empty() && self.role.is_none()
+    }
+
     /// Takes this profile, which a person chose.
     pub(super) fn choose(&mut self, profile: String) {
         self.profiles = vec![profile];

@@ -20,10 +20,10 @@ use tokio::{
 use super::{
     Output, background,
     connect::{
-        Arguments, LAST_LINES_TIMEOUT, STOP_TIMEOUT, account, done, host_key, interrupted, tunnel_failure,
-        usage,
+        LAST_LINES_TIMEOUT, STOP_TIMEOUT, account, done, host_key, interrupted, tunnel_failure, usage,
     },
     console,
+    defaults::ForHost,
     desk::{Desk, Desks},
     failure::{Failure, Kind},
     ground::{certificate, open_log},
@@ -50,6 +50,7 @@ use crate::{
         target::{Target, Way},
         terminal::{Local, Outcome, bridge},
     },
+    tls,
     tunnel::{self, Event, Inputs, Lasting, Tunnel},
 };
 
@@ -66,7 +67,6 @@ const RESOLVER_PATIENCE: Duration = Duration::from_secs(3);
 struct Common {
     terminal: Arc<Terminal>,
     clock: Clock,
-    limits: Limits,
     batch: bool,
     device_code: bool,
     identity: Arc<Identity>,
@@ -77,6 +77,7 @@ struct Common {
 /// One host.
 struct Member {
     plan: Plan,
+    limits: Limits,
     grants: Arc<Grants>,
     desk: Arc<Desk>,
     inputs: Inputs,
@@ -91,7 +92,7 @@ type Ended = Result<u8, Failure>;
 
 /// Runs `broker connect` to several hosts.
 pub(super) async fn run(
-    arguments: &Arguments,
+    hosts: &[ForHost],
     output: &Output,
     environment: &Environment,
     terminal: &Arc<Terminal>,
@@ -100,8 +101,7 @@ pub(super) async fn run(
     let clock = Clock::system();
 
     // 1. Everything that can be wrong without a network, for every host.
-    let hosts = arguments.hosts()?;
-    let plans = plans(arguments, hosts, output, environment).await?;
+    let plans = plans(hosts, output, environment).await?;
     let endpoints = environment.endpoints().map_err(|e| usage(e.into()))?;
     let mut told = BTreeSet::new();
     for warning in plans.iter().flat_map(|plan| &plan.warnings) {
@@ -109,10 +109,11 @@ pub(super) async fn run(
             terminal.warning(warning);
         }
     }
-    let Some(first) = plans.first() else { return Ok(ExitCode::SUCCESS) };
+    let (Some(first), Some(ForHost { arguments, .. })) = (plans.first(), hosts.first()) else {
+        return Ok(ExitCode::SUCCESS);
+    };
     // What to do at a signal is the same for all of them.
     let plan = first.clone();
-    let tls = certificate(first, &clock, terminal)?;
     let profiles: Vec<_> = plans.iter().flat_map(|plan| plan.profiles.clone()).collect();
     let identity = Arc::new(Identity::new(&profiles, environment, &endpoints, &clock));
 
@@ -122,7 +123,6 @@ pub(super) async fn run(
     let common = Arc::new(Common {
         terminal: Arc::clone(terminal),
         clock: clock.clone(),
-        limits: arguments.limits.clone(),
         batch: output.batch,
         device_code: arguments.device_code,
         identity: Arc::clone(&identity),
@@ -133,25 +133,34 @@ pub(super) async fn run(
     let mut turns: HashMap<String, Arc<Semaphore>> = HashMap::new();
     let mut shared = Shared::default();
     let mut members = Vec::new();
-    for (id, plan) in (1u32..).zip(plans) {
+    let mut certificates: Vec<(Option<tls::Wish>, Option<Arc<tls::Identity>>)> = Vec::new();
+    for ((id, plan), one) in (1u32..).zip(plans).zip(hosts) {
+        let limits = one.arguments.limits.clone();
+        let tls = match certificates.iter().find(|(wish, _)| *wish == plan.tls) {
+            Some((_, identity)) => identity.clone(),
+            None => {
+                let identity = certificate(&plan, &clock, terminal)?;
+                certificates.push((plan.tls.clone(), identity.clone()));
+                identity
+            }
+        };
         let human = Arc::clone(terminal) as Arc<dyn Human>;
         let host_keys = KnownHostKeys::load(&plan.target, Arc::clone(&human)).map_err(host_key)?;
         let host = plan.target.original.clone();
         let grants = Grants::new(log.for_host(&host));
-        if common.limits.confirm {
+        if limits.confirm {
             grants.require_confirmation();
         }
         identity.grant_shared(&plan, &grants, &mut shared)?;
         let desk = Desk::new(
             id,
-            host.clone(),
-            account(&plan.target),
+            &plan,
             Arc::clone(&grants),
             Arc::clone(&identity),
             environment.clone(),
             clock.clone(),
         );
-        if let Some(end) = common.limits.ends_at(clock.now()) {
+        if let Some(end) = limits.ends_at(clock.now()) {
             desk.board.ends(end);
         }
         let (refreshed, refresh_until) = oneshot::channel::<()>();
@@ -165,7 +174,7 @@ pub(super) async fn run(
         let inputs = Inputs {
             target: plan.target.clone(),
             options: plan.options,
-            tls: tls.clone(),
+            tls,
             runs: !matches!(plan.job, Job::Exports { .. }),
             lasting: Lasting::new(environment.state_directory(), account(&plan.target)),
             key: tunnel::key().map_err(|e| Failure::new(Kind::Failed, e))?,
@@ -182,7 +191,7 @@ pub(super) async fn run(
             steering: desk.steering.clone(),
             turns: Arc::clone(turns),
         };
-        members.push(Member { plan, grants, desk, inputs, settled: settled.clone(), refreshed });
+        members.push(Member { plan, limits, grants, desk, inputs, settled: settled.clone(), refreshed });
     }
     drop((settled, log));
     let desks: Vec<_> = members.iter().map(|member| Arc::clone(&member.desk)).collect();
@@ -279,16 +288,11 @@ impl Common {
 }
 
 /// Makes a plan for every host, or says what is wrong with the first that has something wrong.
-async fn plans(
-    arguments: &Arguments,
-    hosts: &[String],
-    output: &Output,
-    environment: &Environment,
-) -> Result<Vec<Plan>, Failure> {
+async fn plans(hosts: &[ForHost], output: &Output, environment: &Environment) -> Result<Vec<Plan>, Failure> {
     let known = aliases(&environment.home);
     let mut seen = BTreeSet::new();
     let mut plans = Vec::new();
-    for (at, host) in hosts.iter().enumerate() {
+    for (at, ForHost { host, listed, arguments }) in hosts.iter().enumerate() {
         if !seen.insert(host) {
             return Err(Failure::new(Kind::Usage, format!("`{host}` is named twice"))
                 .with_hint(Some("one tunnel serves everything on its host".to_owned())));
@@ -296,8 +300,8 @@ async fn plans(
         let plan = config::plan(arguments.flags(host, output.batch), environment).map_err(usage)?;
         // `connect bastion ls -N` is meant otherwise.
         let plain = !host.contains(['@', '.', ':', '/']) && !known.contains(host.as_str());
-        if at > 0 && plain && plan.target.hostname == *host && !resolves(&plan.target).await {
-            let first = hosts.first().map(String::as_str).unwrap_or_default();
+        if at > 0 && !listed && plain && plan.target.hostname == *host && !resolves(&plan.target).await {
+            let first = hosts.first().map(|first| first.host.as_str()).unwrap_or_default();
             return Err(Failure::new(Kind::Usage, format!("`{host}` is no host that is known here"))
                 .with_hint(Some(format!("to run `{host}` on {first}, put `--` before it"))));
         }
@@ -346,7 +350,7 @@ fn observer(host: &str, desk: &Arc<Desk>, terminal: &Arc<Terminal>) -> tunnel::O
 
 /// One host from its start to its end.
 async fn live(member: Member, common: &Common) -> Ended {
-    let Member { plan, grants, desk, inputs, settled, refreshed } = member;
+    let Member { plan, limits, grants, desk, inputs, settled, refreshed } = member;
     let host = plan.target.original.clone();
     let mut stop = common.stop.clone();
     let mut stopped = std::pin::pin!(async move { drop(stop.wait_for(|stop| *stop).await) });
@@ -387,7 +391,7 @@ async fn live(member: Member, common: &Common) -> Ended {
         },
         () = &mut stopped => (Err(interrupted()), "stopped".to_owned()),
         why = desk.stopped() => (status(done(&plan, why)), why.reason()),
-        why = common.limits.over(&host, &grants, &common.clock, terminal) => (status(done(&plan, why)), why.reason()),
+        why = limits.over(&host, &grants, &common.clock, terminal) => (status(done(&plan, why)), why.reason()),
         never = limits::confirm(&host, &grants, terminal, matches!(plan.job, Job::Exports { .. })) => match never {},
         never = relogin::keep(&common.identity, &grants, terminal) => match never {},
     };

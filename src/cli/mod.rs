@@ -15,6 +15,7 @@ mod completions;
 mod connect;
 mod console;
 mod credentials;
+mod defaults;
 mod desk;
 mod doctor;
 pub(crate) mod failure;
@@ -55,10 +56,15 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
+    defaults::{Merged, NotMerged, Typed},
     failure::{Failure, Kind},
     terminal::{Color, LogFormat, Style, Terminal},
 };
-use crate::{clock::Clock, config::Environment, printable};
+use crate::{
+    clock::Clock,
+    config::{Environment, file::File},
+    printable,
+};
 
 /// Gives AWS SDKs on a machine that you reach by SSH short-lived credentials, and leaves nothing there.
 #[derive(Debug, Parser)]
@@ -123,6 +129,10 @@ struct Output {
     /// Print the sign-in address instead of opening a browser
     #[arg(long, global = true)]
     no_browser: bool,
+
+    /// Take no option from ~/.config/broker/config.toml; its lists of hosts and what it permits hosts still count
+    #[arg(long, global = true)]
+    no_defaults: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -163,21 +173,37 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(code) = completions::answer(&arguments) {
         return code;
     }
-    let cli = match Cli::try_parse_from(&arguments) {
-        Ok(cli) => cli,
+    let typed = match Typed::read(&arguments) {
+        Ok(typed) => typed,
         Err(e) => return not_understood(&e, &arguments),
     };
-    let remote = matches!(&cli.command, Command::Connect(arguments) if arguments.is_remote());
-    let environment = match Environment::capture() {
+    let fail = |failure: Failure| {
+        let style = defaults::output(&typed).map(|output| style(&output, None));
+        let terminal = Terminal::new(style.unwrap_or_else(|| plain(false)), Clock::system());
+        terminal.failure(&failure, typed.is_remote());
+        failure.exit_code(typed.is_remote())
+    };
+    let mut environment = match Environment::capture() {
         Ok(environment) => environment,
         Err(e) => {
-            let terminal = Terminal::new(style(&cli.output, None), Clock::system());
             let hint = e.hint();
-            let failure = Failure::new(Kind::Failed, e).with_hint(hint);
-            terminal.failure(&failure, remote);
-            return failure.exit_code(remote);
+            return fail(Failure::new(Kind::Failed, e).with_hint(hint));
         }
     };
+    match File::load(&environment).and_then(|file| defaults::check(&file).map(|()| file)) {
+        Ok(file) => environment.take_file(Ok(file)),
+        Err(mistake) if typed.works_anyhow() => environment.take_file(Err(mistake)),
+        Err(mistake) => {
+            let hint = mistake.hint();
+            return fail(Failure::new(Kind::Usage, mistake).with_hint(hint));
+        }
+    }
+    let Merged { cli, hosts } = match typed.merge(&environment) {
+        Ok(merged) => merged,
+        Err(NotMerged::Words(e)) => return not_understood(&e, &arguments),
+        Err(NotMerged::Other(failure)) => return fail(failure),
+    };
+    let remote = matches!(&cli.command, Command::Connect(arguments) if arguments.is_remote());
     if matches!(&cli.command, Command::Connect(arguments) if arguments.is_background())
         && !cli.detach_when_ready
     {
@@ -187,7 +213,6 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             failure.exit_code(remote)
         });
     }
-    let mut environment = environment;
     if let Some(name) = cli.command.identity_env() {
         match identity_env::take(name, &environment) {
             Ok(Some(key)) => environment.take_key(name, key),
@@ -208,6 +233,12 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let terminal =
         std::sync::Arc::new(Terminal::new(style(&cli.output, Some(&environment)), Clock::system()));
     log::start(&cli.output, terminal.stderr());
+    // `doctor` says it among what it found.
+    if let Some(mistake) = environment.file_mistake()
+        && !matches!(cli.command, Command::Doctor(_))
+    {
+        terminal.warning(&format!("{}; nothing of that file counts", chain(mistake)));
+    }
 
     // One thread: fastest and smallest as measured, so every await has its deadline and nothing blocks here.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -220,9 +251,7 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let work = async {
         match cli.command {
-            Command::Connect(arguments) => {
-                connect::run(*arguments, &cli.output, &environment, &terminal).await
-            }
+            Command::Connect(_) => connect::run(hosts, &cli.output, &environment, &terminal).await,
             Command::Credentials(arguments) => {
                 credentials::run(*arguments, &cli.output, &environment, &terminal).await
             }
@@ -289,7 +318,14 @@ fn not_understood(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     let tips = paragraphs.filter_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
     let tips = tips.filter(|tip| !tip.starts_with("to pass"));
     let hint = tips.chain([see]).collect::<Vec<_>>().join("; ");
-    let style = Style {
+    let failure = Failure::new(Kind::Usage, printable::one_line(&message)).with_hint(Some(hint));
+    Terminal::new(plain(json), Clock::system()).failure(&failure, remote);
+    failure.exit_code(remote)
+}
+
+/// Returns how we talk where it is not known how we should.
+fn plain(json: bool) -> Style {
+    Style {
         format: if json { LogFormat::Json } else { LogFormat::Text },
         color: Color::Never,
         no_color: true,
@@ -297,10 +333,7 @@ fn not_understood(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
         batch: true,
         browser: None,
         askpass: askpass::Askpass::default(),
-    };
-    let failure = Failure::new(Kind::Usage, printable::one_line(&message)).with_hint(Some(hint));
-    Terminal::new(style, Clock::system()).failure(&failure, remote);
-    failure.exit_code(remote)
+    }
 }
 
 /// Drives `work` to its end, which may be a panic, and calls `restore` in any case.

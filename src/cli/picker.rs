@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{
     Output,
+    defaults::ForHost,
     failure::{Failure, Kind},
     identity::Whose,
     keyboard::Keyboard,
@@ -21,8 +22,9 @@ use super::{
 use crate::{
     aws::token::{Loaded, TokenFile},
     clock,
-    config::{Environment, Error, whose},
+    config::{Environment, Error, pin::Pin, whose},
     human::{Human as _, Question},
+    names::ProfileName,
     printable::one_line,
     private_fs,
 };
@@ -36,35 +38,59 @@ const REMEMBERED: usize = 100;
 /// How often a list is answered wrongly.
 const TRIES: usize = 3;
 
-/// Has a person choose a profile where `whose` names none, there are several, and somebody is there.
+/// Has a person choose a profile for the hosts for which none is named, as [`choose_one`] does.
 pub(super) async fn choose(
-    whose: &mut Whose,
+    hosts: &mut [ForHost],
     output: &Output,
     environment: &Environment,
     terminal: &Arc<Terminal>,
 ) -> Result<(), Failure> {
+    let mut without: Vec<&mut ForHost> =
+        hosts.iter_mut().filter(|host| host.arguments.whose.names_none()).collect();
+    let pins: Vec<Pin> = without.iter().map(|one| environment.file().pin_as_typed(&one.host)).collect();
+    let permitted = |profile: &ProfileName| pins.iter().all(|pin| pin.permits(profile, "").is_ok());
+    let Some(first) = without.first() else { return Ok(()) };
+    let mut whose = first.arguments.whose.clone();
+    if let Some(profile) = choose_one(&mut whose, &permitted, output, environment, terminal).await? {
+        for host in &mut without {
+            Arc::make_mut(&mut host.arguments).whose.choose(profile.clone());
+        }
+    }
+    Ok(())
+}
+
+/// Has a person choose a profile where `whose` names none, there are several, and somebody is there.
+pub(super) async fn choose_one(
+    whose: &mut Whose,
+    permitted: &dyn Fn(&ProfileName) -> bool,
+    output: &Output,
+    environment: &Environment,
+    terminal: &Arc<Terminal>,
+) -> Result<Option<String>, Failure> {
     if output.batch || !std::io::stderr().is_terminal() || !terminal.is_for_people() {
-        return Ok(());
+        return Ok(None);
     }
     // Somebody may see what is said here and have no keys to answer with, as under `-f`.
     if Keyboard::tty().is_err() {
-        return Ok(());
+        return Ok(None);
     }
     // Every other mistake is told by whoever makes the plan.
     let Err(Error::NoProfile { known, .. }) =
         whose::profiles(&whose.wanted(""), environment, &mut Vec::new())
     else {
-        return Ok(());
+        return Ok(None);
     };
-    let Some(pick) = offer(&known, environment) else { return Ok(()) };
+    let permitted = |name: &&String| name.parse().is_ok_and(|name| permitted(&name));
+    let known: Vec<String> = known.iter().filter(permitted).cloned().collect();
+    let Some(pick) = offer(&known, environment) else { return Ok(None) };
     let simple = matches!(environment.get("TERM"), None | Some("dumb"));
     let chosen = if simple { by_number(&pick, terminal).await } else { by_keys(pick, terminal).await? };
     let Chosen::Profile(profile) = chosen else {
         return Err(Failure::new(Kind::Interrupted, "no profile was chosen"));
     };
     remember(&profile, environment);
-    whose.choose(profile);
-    Ok(())
+    whose.choose(profile.clone());
+    Ok(Some(profile))
 }
 
 /// Notes that a profile is used, for the next choice.

@@ -182,6 +182,13 @@ fn unnamed(all: &Profiles, environment: &Environment) -> Result<Profile, Error> 
     }
 }
 
+/// Whether what counts where nothing is named comes from elsewhere than the profile whose name it bears.
+pub(crate) fn is_ambient(name: &ProfileName, environment: &Environment) -> Result<bool, Error> {
+    let all = environment.aws_profiles()?;
+    let (named, unnamed) = (all.resolve(name), all.resolve_unnamed(name));
+    Ok(!matches!((named, unnamed), (Ok(named), Ok(unnamed)) if named.source == unnamed.source))
+}
+
 fn direct(wanted: &WantedRole, all: &Profiles) -> Result<Profile, Error> {
     let account: AccountId = wanted.account.parse()?;
     let name: RoleName = wanted.role.parse()?;

@@ -1,7 +1,7 @@
 //! Bad files on the laptop, one directory each below `fixtures/cases/`:
 //!
 //! - `why`: one line, what a person did to get there,
-//! - `setup`: a script that does it, as root in the laptop's home, with `$USER`, `$CONFIG` and `$TOKEN`,
+//! - `setup`: a script that does it, as root in the laptop's home, with `$USER`, `$CONFIG`, `$OURS` and `$TOKEN`,
 //! - `arguments` (optional): what follows `broker connect bastion --batch -N`; `-p dev` if there is no such file,
 //! - `expected`: exit code, error and files as they must be; `BLESS=1` rewrites it.
 
@@ -56,6 +56,7 @@ fn run(world: &mut World, pristine: &tempfile::TempDir, case: &Path) {
         .env("HOME", &home)
         .env("USER", &world.laptop.user().name)
         .env("CONFIG", home.join(".aws/config"))
+        .env("OURS", home.join(".config/broker/config.toml"))
         .env("TOKEN", FakeAws::token_path(&home, "corp"))
         .output()
         .unwrap();
@@ -98,6 +99,14 @@ fn aws_configuration_that_cannot_be_used() {
         return;
     }
     walk("aws-config");
+}
+
+#[test]
+fn configuration_of_ours_that_cannot_be_used() {
+    if sandbox::isolated!() {
+        return;
+    }
+    walk("broker-config");
 }
 
 #[test]

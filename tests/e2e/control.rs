@@ -573,6 +573,8 @@ fn shells_complete_commands_hosts_and_profiles() {
     }
     let mut world = World::new();
     let tunnel = world.tunnel(&["-p", "dev"]);
+    let file = "[lists]\nweb = [\"bastion\"]\n[hosts.\"web9 web*\"]\n";
+    world.laptop.write(".config/broker/config.toml", file, 0o600);
     let directory = crate::support::program().parent().unwrap().display().to_string();
     let complete = |world: &mut World, shell: &str, script: &str| {
         let mut command = world.laptop.command(shell);
@@ -585,6 +587,8 @@ fn shells_complete_commands_hosts_and_profiles() {
         ("broker re", &["refresh", "revoke"][..], "status"),
         ("broker stop ", &[BASTION], "dev"),
         ("broker connect b", &[BASTION], "dev"),
+        ("broker connect @", &["@web"], BASTION),
+        ("broker connect we", &["web9"], BASTION),
         ("broker connect bastion -p ", &["dev", "audit"], BASTION),
         ("broker env bastion --print-env po", &["powershell"], "sh"),
     ] {

@@ -20,6 +20,7 @@ mod bad_hosts;
 mod cases;
 mod ci;
 mod commands;
+mod configuration;
 mod control;
 mod events;
 mod faults;

@@ -131,6 +131,64 @@ fn two_tunnels_of_one_process_are_found_steered_and_stopped_one_by_one() {
 }
 
 #[test]
+fn a_list_of_the_configuration_file_gives_each_host_what_it_says_of_it() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut fleet = two();
+    let write = |fleet: &Fleet, text: &str| {
+        fleet.world.laptop.write(".config/broker/config.toml", text, 0o600);
+    };
+    write(
+        &fleet,
+        "[defaults]\nprofile = \"dev\"\nbatch = true\n[lists]\nall = [\"bastion\", \"web\"]\n\
+         [hosts.web]\nprofile = \"audit\"\nonly-profiles = [\"audit\"]\nmax-lifetime = \"8h\"\ntransport = \"unix\"\n",
+    );
+    let mut process =
+        fleet.world.laptop.spawn(fleet.world.broker(&["connect", "@all", "-N", "--print-env", "json"]));
+    says(&mut process, Stream::Stderr, "AWS SDKs on bastion get `dev`");
+    says(&mut process, Stream::Stderr, "AWS SDKs on web get `audit`");
+    let tunnels = fleet.status();
+    let seen: Vec<_> = tunnels
+        .iter()
+        .map(|tunnel| {
+            let profile = tunnel["profiles"][0]["profile"].as_str().unwrap();
+            (tunnel["host"].as_str().unwrap(), profile, tunnel["port"].is_null(), tunnel["ends_at"].is_null())
+        })
+        .collect();
+    assert_eq!(seen, [("bastion", "dev", false, true), ("web", "audit", true, false)], "{tunnels:?}");
+    process.signal(Signal::SIGTERM);
+    let output = process.wait(ENDS);
+    fleet.world.heard("broker connect", &output);
+    assert_eq!(output.code, Some(130), "{output}");
+
+    let cases: [(&[&str], i32, &str); 4] = [
+        (&["@none", "-N"], 2, "has no list of hosts `none`"),
+        (&["@all"], 255, "`web` is a second host, and a shell leads to one host"),
+        // What one of them may not get, nobody gets.
+        (&["@all", "-N", "-p", "dev"], 7, "profile `dev` is not for web"),
+        (&["@all", "bastion", "-N", "-p", "audit"], 2, "`bastion` is named twice"),
+    ];
+    for (arguments, code, words) in cases {
+        let output = fleet.world.run(fleet.world.broker(&[&["connect"], arguments].concat()));
+        assert_eq!(output.code, Some(code), "{arguments:?} {output}");
+        assert!(output.stderr().contains(words), "{arguments:?} {output}");
+    }
+    write(
+        &fleet,
+        "[defaults]\nprofile = \"dev\"\n[hosts.web]\nno-shell = true\n[lists]\nall = [\"bastion\", \"web\"]\n",
+    );
+    let output = fleet.world.run(fleet.connect(&["@all"]));
+    assert_eq!(output.code, Some(255), "{output}");
+    assert!(
+        output.stderr().contains("`no-shell` or `background` holds for bastion and web in different ways"),
+        "{output}"
+    );
+    fleet.world.wait_for_clean_host();
+    fleet.world.assert_clean();
+}
+
+#[test]
 fn one_that_fails_is_named_and_the_others_go_on() {
     if sandbox::isolated!() {
         return;
