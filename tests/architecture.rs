@@ -58,6 +58,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("webpki", &["tls"], "who trusts whom on the endpoint is decided in one place"),
     ("clap", &["cli"], "nothing below sees a flag"),
     ("clap_complete", &["cli"], "nothing below sees a flag"),
+    ("clap_mangen", &["cli"], "nothing below sees a flag"),
     (
         "toml",
         &["config"],

@@ -61,6 +61,7 @@ const WORK_ANYHOW: &[&str] = &[
     "doctor",
     "env",
     "logout",
+    "man",
     "refresh",
     "revoke",
     "status",

@@ -30,6 +30,7 @@ mod limits;
 mod log;
 mod login;
 mod logout;
+mod man;
 mod many;
 mod notify;
 mod pick;
@@ -101,6 +102,7 @@ enum Command {
     Refresh(steer::Refresh),
     SshConfig(Box<ssh_config::Arguments>),
     Completions(completions::Arguments),
+    Man(man::Arguments),
 }
 
 /// How we talk; the same for every command.
@@ -274,6 +276,7 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Revoke(arguments) => steer::revoke(&arguments, &environment, &terminal).await,
             Command::Stop(arguments) => steer::stop(&arguments, &environment, &terminal).await,
             Command::Completions(arguments) => completions::run(&arguments, &terminal),
+            Command::Man(arguments) => man::run(&arguments, &terminal),
             Command::Refresh(arguments) => steer::refresh(&arguments, &environment, &terminal).await,
         }
     };

@@ -198,7 +198,7 @@ fn a_file_that_is_wrong_ends_nothing_that_must_work() {
     write(&world, "[defaults]\nprofil = 'x'\n");
     let mistake =
         format!("`{}` line 2: `profil` in [defaults] is no option", world.laptop.join(FILE).display());
-    for arguments in [&["status"][..], &["env", BASTION], &["refresh"], &["audit", "verify"]] {
+    for arguments in [&["status"][..], &["env", BASTION], &["refresh"], &["man"], &["audit", "verify"]] {
         let output = world.run(world.broker(arguments));
         assert_eq!(output.code, Some(0), "{arguments:?} {output}");
         assert!(output.stderr().contains(&format!("broker: warning: {mistake}")), "{output}");

@@ -589,6 +589,7 @@ fn shells_complete_commands_hosts_and_profiles() {
         ("broker connect b", &[BASTION], "dev"),
         ("broker connect @", &["@web"], BASTION),
         ("broker connect we", &["web9"], BASTION),
+        ("broker man re", &["refresh", "revoke"], BASTION),
         ("broker connect bastion -p ", &["dev", "audit"], BASTION),
         ("broker env bastion --print-env po", &["powershell"], "sh"),
     ] {

@@ -34,6 +34,7 @@ mod jumps;
 mod limits;
 mod load;
 mod logins;
+mod man;
 mod many;
 mod matrix;
 mod names;

@@ -175,7 +175,7 @@ pub(crate) fn all<T>(cases: impl IntoIterator<Item = T>, mut run: impl FnMut(T))
     assert_eq!(failed, 0, "cases failed");
 }
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "connect",
     "credentials",
     "profiles",
@@ -186,6 +186,7 @@ const COMMANDS: [&str; 18] = [
     "doctor",
     "ssh-config",
     "completions",
+    "man",
     "status",
     "env",
     "grant",
