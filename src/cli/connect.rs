@@ -126,7 +126,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "WHOSE", default_value = "replace")]
     remote_config: RemoteConfig,
 
-    /// How long to try to get back after the connection is lost, such as 90s, 15m or 8h; 0 for not at all
+    /// How long to try to get back after the connection is lost, such as 90s, 15m or 8h; 0 for not at all. Of several hosts
+    /// also how long to try one that is not reached at first
     #[arg(long, value_name = "D", value_parser = patience)]
     reconnect_for: Option<Duration>,
 

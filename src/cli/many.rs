@@ -7,7 +7,10 @@ use std::{
     collections::{BTreeSet, HashMap},
     net::ToSocketAddrs as _,
     process::ExitCode,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -51,7 +54,7 @@ use crate::{
         terminal::{Local, Outcome, bridge},
     },
     tls,
-    tunnel::{self, Event, Inputs, Lasting, Tunnel},
+    tunnel::{self, Event, FirstTries, Inputs, Lasting, Tunnel},
 };
 
 /// Of these a server with OpenSSH's `MaxStartups 10:30:100` refuses none: it begins to at ten.
@@ -81,10 +84,41 @@ struct Member {
     grants: Arc<Grants>,
     desk: Arc<Desk>,
     inputs: Inputs,
-    /// Told when the tunnel is up, or will never be.
-    settled: mpsc::Sender<()>,
+    /// Told when the tunnel is up, or was not reached at first; and when one of the latter is up after all.
+    settling: Settling,
     /// Until then the refresher of its grants runs.
     refreshed: oneshot::Sender<()>,
+}
+
+/// What the others need not wait for any more.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Settled {
+    /// A host is there, or was not at the first attempt, or will never be.
+    First,
+    /// It is there after all, or will never be.
+    Late,
+}
+
+/// Says that nobody needs to wait for one host any more.
+struct Settling {
+    words: mpsc::Sender<Settled>,
+    said: AtomicBool,
+}
+
+impl Settling {
+    /// It may come yet.
+    fn not_yet(&self) {
+        if !self.said.swap(true, Ordering::Relaxed) {
+            // There is room for two words of each.
+            self.words.try_send(Settled::First).unwrap_or_default();
+        }
+    }
+
+    /// It is there, or will never be.
+    fn done(&self) {
+        let word = if self.said.swap(true, Ordering::Relaxed) { Settled::Late } else { Settled::First };
+        self.words.try_send(word).unwrap_or_default();
+    }
 }
 
 /// How it ended for one host: the exit status there, or what went wrong.
@@ -129,7 +163,7 @@ pub(super) async fn run(
         starting: Semaphore::new(AT_ONCE),
         stop: stopped,
     });
-    let (settled, mut settling) = mpsc::channel(plans.len());
+    let (settled, mut settling) = mpsc::channel(2 * plans.len());
     let mut turns: HashMap<String, Arc<Semaphore>> = HashMap::new();
     let mut shared = Shared::default();
     let mut members = Vec::new();
@@ -191,7 +225,15 @@ pub(super) async fn run(
             steering: desk.steering.clone(),
             turns: Arc::clone(turns),
         };
-        members.push(Member { plan, limits, grants, desk, inputs, settled: settled.clone(), refreshed });
+        members.push(Member {
+            plan,
+            limits,
+            grants,
+            desk,
+            inputs,
+            settling: Settling { words: settled.clone(), said: AtomicBool::new(false) },
+            refreshed,
+        });
     }
     drop((settled, log));
     let desks: Vec<_> = members.iter().map(|member| Arc::clone(&member.desk)).collect();
@@ -228,12 +270,13 @@ pub(super) async fn run(
         }
         // 4. to 7. Every host by itself.
         let mut results = Results::default();
-        let mut open = names.len();
+        let (mut open, mut announced) = (names.len(), false);
         loop {
             tokio::select! {
-                Some(()) = settling.recv() => {
-                    open -= 1;
-                    if open == 0 && desks.iter().any(|desk| desk.is_up()) {
+                Some(settled) = settling.recv() => {
+                    open -= usize::from(settled == Settled::First);
+                    if open == 0 && !announced && desks.iter().any(|desk| desk.is_up()) {
+                        announced = true;
                         let label = match names.as_slice() {
                             [first, rest @ ..] => format!("{first}-and-{}-more", rest.len()),
                             [] => String::new(),
@@ -350,31 +393,21 @@ fn observer(host: &str, desk: &Arc<Desk>, terminal: &Arc<Terminal>) -> tunnel::O
 
 /// One host from its start to its end.
 async fn live(member: Member, common: &Common) -> Ended {
-    let Member { plan, limits, grants, desk, inputs, settled, refreshed } = member;
+    let Member { plan, limits, grants, desk, inputs, settling, refreshed } = member;
     let host = plan.target.original.clone();
     let mut stop = common.stop.clone();
     let mut stopped = std::pin::pin!(async move { drop(stop.wait_for(|stop| *stop).await) });
     let started = {
-        let start = async {
-            let _turn = common.starting.acquire().await;
-            // A role of its own (`--role-arn`) is fetched for it alone.
-            let missing = |grant: &Arc<_>| {
-                let grant: &crate::creds::grant::Grant = grant;
-                !grant.is_unasked() && grant.status().expires_at.is_none()
-            };
-            if grants.list().iter().any(missing) {
-                common.identity.first_credentials(&grants, &common.login()).await?;
-            }
-            Tunnel::start(inputs).await.map_err(tunnel_failure)
-        };
+        let start = start(&plan, &inputs, &grants, common, &settling);
         tokio::select! {
             started = Box::pin(start) => started,
             () = &mut stopped => Err(interrupted()),
             _ = desk.stopped() => Err(Failure::new(Kind::Interrupted, "stopped by `broker stop`")),
         }
     };
-    // There is room for a word of each.
-    settled.try_send(()).unwrap_or_default();
+    settling.done();
+    // The tunnel has its own.
+    drop(inputs);
     let mut tunnel = match started {
         Ok(tunnel) => tunnel,
         Err(failure) => {
@@ -401,6 +434,46 @@ async fn live(member: Member, common: &Common) -> Ended {
     drop(refreshed);
     tunnel.stop(&reason).await;
     ended
+}
+
+/// Opens the tunnel of one host. Where only the tunnel is wanted and somebody said for how long to try (`--reconnect-for`), a
+/// host that is not reached is tried again, as one that was lost is.
+async fn start(
+    plan: &Plan,
+    inputs: &Inputs,
+    grants: &Grants,
+    common: &Common,
+    settling: &Settling,
+) -> Result<Tunnel, Failure> {
+    let limit = inputs.options.reconnect_for.filter(|_| matches!(plan.job, Job::Exports { .. }));
+    let (mut tries, mut told) = (FirstTries::new(limit), BTreeSet::new());
+    loop {
+        let tried = async {
+            // Others have their turn while this one waits.
+            let _turn = common.starting.acquire().await;
+            // A role of its own (`--role-arn`) is fetched for it alone.
+            let missing = |grant: &Arc<_>| {
+                let grant: &crate::creds::grant::Grant = grant;
+                !grant.is_unasked() && grant.status().expires_at.is_none()
+            };
+            if grants.list().iter().any(missing) {
+                common.identity.first_credentials(grants, &common.login()).await?;
+            }
+            Ok(Tunnel::start(inputs.clone()).await)
+        };
+        let error = match Box::pin(tried).await? {
+            Ok(tunnel) => return Ok(tunnel),
+            Err(error) => error,
+        };
+        let Some(wait) = tries.next(&error) else { return Err(tunnel_failure(error)) };
+        settling.not_yet();
+        let (host, reason) = (plan.target.original.clone(), error.chain());
+        if told.insert(reason.clone()) {
+            let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            (inputs.observer)(Event::Retrying { host, reason, wait_ms });
+        }
+        tokio::time::sleep(wait).await;
+    }
 }
 
 /// The exports, or the command.

@@ -172,7 +172,7 @@ impl Error {
     }
 
     /// Returns the error with all its causes, in one line.
-    pub(super) fn chain(&self) -> String {
+    pub(crate) fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {

@@ -32,6 +32,7 @@ pub(crate) use lasting::Lasting;
 use link::Link;
 pub(crate) use link::Lost;
 pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace, Transport};
+pub(crate) use retry::FirstTries;
 pub(crate) use steering::{NotPut, Steering};
 use tokio::{task::JoinError, time::Instant};
 pub(crate) use visit::Visit;
@@ -157,19 +158,13 @@ async fn bring_up(inputs: &Inputs, again: Option<&Again>) -> Result<(Up, Exports
 }
 
 impl Tunnel {
-    /// Connects, verifies, serves and installs. Nothing stays behind when it fails.
+    /// Connects, verifies, serves and installs. Nothing stays behind when it fails, and the grants are as before.
     pub(crate) async fn start(inputs: Inputs) -> Result<Self, Error> {
         let teller = Teller::default();
         let observer = teller.first(&inputs.observer);
         let first = Inputs { observer, ..inputs.clone() };
         let turn = Arc::clone(&inputs.turns).acquire_owned().await;
-        let (up, exports) = match Box::pin(bring_up(&first, None)).await {
-            Ok(up) => up,
-            Err(error) => {
-                inputs.grants.revoke_all();
-                return Err(error);
-            }
-        };
+        let (up, exports) = Box::pin(bring_up(&first, None)).await?;
         drop(turn);
         let memory = Memory::of(&up);
         Ok(Self { inputs, up: Some(up), exports, memory, teller })

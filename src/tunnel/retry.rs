@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{Error, Lost};
 use crate::{
     backoff,
@@ -121,6 +123,31 @@ impl Failures {
         let wait = backoff::full_jitter(BASE, cap(Duration::ZERO), self.all, random);
         self.all = self.all.saturating_add(1);
         wait
+    }
+}
+
+/// The attempts to reach a host for the first time, where somebody said for how long to try.
+pub(crate) struct FirstTries {
+    began: Instant,
+    limit: Duration,
+    failures: Failures,
+}
+
+impl FirstTries {
+    /// Begins now; without a limit there is one attempt.
+    pub(crate) fn new(limit: Option<Duration>) -> Self {
+        Self { began: Instant::now(), limit: limit.unwrap_or_default(), failures: Failures::default() }
+    }
+
+    /// Returns how long to wait before the next one; nothing when it would go wrong like this one, or time is over.
+    pub(crate) fn next(&mut self, error: &Error) -> Option<Duration> {
+        let left = self.limit.checked_sub(self.began.elapsed()).filter(|left| !left.is_zero())?;
+        match judge(error) {
+            verdict @ (Verdict::Again | Verdict::Politely) => {
+                Some(self.failures.wait(verdict, self.began.elapsed(), backoff::random()).min(left))
+            }
+            Verdict::Patiently | Verdict::LoggedOut | Verdict::GiveUp => None,
+        }
     }
 }
 

@@ -131,6 +131,88 @@ fn two_tunnels_of_one_process_are_found_steered_and_stopped_one_by_one() {
 }
 
 #[test]
+fn a_host_that_is_not_reached_at_first_is_tried_again_for_as_long_as_was_said() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut fleet = Fleet::new(&[]);
+    let (real, key) = (fleet.world.sshd.port(), fleet.world.sshd.client_key());
+    // Nobody listens there yet.
+    let late = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let line = fleet.world.sshd.known_hosts_line("127.0.0.1");
+    fleet.world.laptop.add_host(&Host {
+        alias: "late".into(),
+        port: late.port(),
+        user: fleet.world.sshd.user().name.clone(),
+        known_hosts_line: line.replace(&real.to_string(), &late.port().to_string()),
+        key,
+    });
+    let arguments = ["bastion", "late", "--print-env", "json", "--log-format", "json"];
+    // Without a word about it, and for a command, there is one attempt.
+    for more in [&["-N"][..], &["--reconnect-for", "60s", "--", "true"]] {
+        let mut process = fleet
+            .world
+            .laptop
+            .spawn(fleet.connect(&[&arguments[..2], &["--log-format", "json"], more].concat()));
+        says(&mut process, Stream::Stderr, "\"host\":\"late\",\"kind\":\"unreachable\"");
+        assert!(!process.text(Stream::Stderr).contains("retrying"), "{}", process.text(Stream::Stderr));
+        process.signal(Signal::SIGTERM);
+        fleet.world.heard("broker connect", &process.wait(ENDS));
+    }
+    fleet.world.wait_for_clean_host();
+
+    // When time is over it has failed, and says as what.
+    let output = fleet.world.run(fleet.connect(&[
+        "late",
+        "late2",
+        "-N",
+        "--reconnect-for",
+        "1s",
+        "-o",
+        "HostName=127.0.0.1",
+        "-P",
+        &late.port().to_string(),
+    ]));
+    assert_eq!(output.code, Some(5), "{output}");
+    assert!(output.stderr().contains("2 of 2 hosts failed: "), "{output}");
+    assert!(output.stderr().contains("trying again"), "{output}");
+
+    // The others are there meanwhile, and the background has begun for them.
+    let output =
+        fleet.world.run(fleet.connect(&[&arguments[..4], &["-f", "--reconnect-for", "5m"]].concat()));
+    assert_eq!(output.code, Some(0), "{output}");
+    assert!(output.stdout().starts_with("{\"host\":\"bastion\","), "{output}");
+    assert!(output.stderr().contains("late: ") && output.stderr().contains("trying again"), "{output}");
+    let states = |fleet: &mut Fleet| -> Vec<String> {
+        let tunnels = fleet.status();
+        tunnels.iter().map(|tunnel| format!("{} {}", tunnel["host"], tunnel["state"])).collect()
+    };
+    assert_eq!(states(&mut fleet), ["\"bastion\" \"up\"", "\"late\" \"reconnecting\""]);
+    let listener = std::net::TcpListener::bind(late).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let server = std::net::TcpStream::connect(("127.0.0.1", real)).unwrap();
+            for (mut from, mut to) in
+                [(stream.try_clone().unwrap(), server.try_clone().unwrap()), (server, stream)]
+            {
+                std::thread::spawn(move || {
+                    drop(std::io::copy(&mut from, &mut to));
+                    drop(to.shutdown(std::net::Shutdown::Write));
+                });
+            }
+        }
+    });
+    eventually("it is up as well", PATIENCE, || match states(&mut fleet) {
+        states if states.iter().all(|state| state.ends_with("\"up\"")) => Ok(()),
+        states => Err(states.join(", ")),
+    });
+    let stopped = fleet.world.run(fleet.world.broker(&["stop", "--all"]));
+    assert_eq!(stopped.code, Some(0), "{stopped}");
+    fleet.world.wait_for_clean_host();
+    fleet.world.assert_clean();
+}
+
+#[test]
 fn a_list_of_the_configuration_file_gives_each_host_what_it_says_of_it() {
     if sandbox::isolated!() {
         return;
