@@ -52,8 +52,10 @@ fn a_lost_shell_is_replaced_by_a_new_one_and_its_user_is_told() {
     let mut world = World::new();
     let mut terminal = shell(&world, &[]);
     let raw = terminal.settings();
-    for _ in 0..2 {
-        terminal.send("marked=yes\n");
+    for time in 0..2 {
+        // What the old shell has not read when it ends is the new one's.
+        terminal.send(format!("marked=yes; echo is''set{time}\n"));
+        terminal.wait_for_text(&format!("isset{time}"), PATIENCE);
         world.sshd.kill_connections();
         terminal.wait_for_text("the connection to bastion was lost", PATIENCE);
         terminal.wait_for_text("back after", PATIENCE);
