@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use russh::{
     Names, Preferred, cipher, compression,
     kex::{self, EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT, EXTENSION_SUPPORT_AS_CLIENT},
-    keys::{Algorithm, HashAlg},
+    keys::{Algorithm, HashAlg, PublicKey},
     mac,
 };
 
@@ -256,6 +256,13 @@ pub(super) fn weakness(names: &Names) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Returns how many bits a key of RSA has; `None` for other keys.
+pub(super) fn rsa_bits(key: &PublicKey) -> Option<u32> {
+    let modulus = key.key_data().rsa()?.n().as_positive_bytes()?;
+    let unused = modulus.first().map_or(0, |first| first.leading_zeros());
+    u32::try_from(modulus.len()).ok()?.checked_mul(8)?.checked_sub(unused)
 }
 
 /// Returns names that the server sent, safe to print and not endless.

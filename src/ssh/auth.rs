@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     agent::{self, Agent},
+    algorithms::rsa_bits,
     error::Error,
     handler::{Ended, Handler, Shared},
     identity::{Candidate, Source, candidates},
@@ -186,6 +187,10 @@ impl Login<'_> {
             }
         }
         keys.retain(|key| {
+            if key.is_short(self.target.required_rsa_size) {
+                self.tried.push(format!("{} not (`RequiredRSASize`)", key.title()));
+                return false;
+            }
             let taken = key.is_taken(&self.target.algorithms);
             if !taken {
                 self.tried.push(format!("{} not (`PubkeyAcceptedAlgorithms`)", key.title()));
@@ -451,7 +456,8 @@ impl Login<'_> {
         } else {
             hash
         };
-        if !self.target.algorithms.takes_key(&private.algorithm(), certificate.is_some()) {
+        let short = rsa_bits(private.public_key()).is_some_and(|bits| bits < self.target.required_rsa_size);
+        if short || !self.target.algorithms.takes_key(&private.algorithm(), certificate.is_some()) {
             return Ok(Step::Out(None));
         }
         let deadline = self.deadline();

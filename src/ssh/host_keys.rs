@@ -3,20 +3,25 @@
 //! A certificate comes first where an authority for the host is on file; one that is not good leaves its key to be judged
 //! as any other. A changed or revoked key always stops us. A new key needs a person or `accept-new`, and `accept-new` does not
 //! accept a host that is known by another type of key: that is what an impostor without the right key looks like.
+//! What `RevokedHostKeys` names is refused before anything else, pinned or not; it is read for every connection anew.
 
 use std::{
+    borrow::Cow,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey, PublicKeyOrCertificate};
+use russh::keys::{Certificate, HashAlg, PublicKey, PublicKeyOrCertificate};
 use secrecy::ExposeSecret as _;
 
 use super::{
+    algorithms,
     error::HostKeyRefused,
     host_certificate,
     known_hosts::{self, Authority, HostName, KnownHosts, Verdict},
-    session::{HostKeys, Trust},
+    known_hosts_command::{self, Invocation},
+    revoked::{self, Revoked},
+    session::{HostKeys, Trust, Wanted},
     target::{StrictHostKeyChecking, Target, Way},
 };
 use crate::{
@@ -77,6 +82,22 @@ pub(crate) enum Refused {
         #[source]
         source: known_hosts::Error,
     },
+    #[error("the host key of {host} is revoked ({sent}, in `{}`)", path.display())]
+    RevokedByList { host: String, sent: String, path: PathBuf },
+    #[error("the host key of {host} could not be checked")]
+    RevokedHostKeys {
+        host: String,
+        #[source]
+        source: revoked::Error,
+    },
+    #[error("the host key of {host} could not be checked")]
+    Command {
+        host: String,
+        #[source]
+        source: known_hosts_command::Error,
+    },
+    #[error("the host key of {host} has only {bits} bits, and {required} are required (`RequiredRSASize`)")]
+    Short { host: String, bits: u32, required: u32 },
 }
 
 impl Refused {
@@ -90,6 +111,9 @@ impl Refused {
             Self::NotAccepted { .. } => {
                 Some("ask the host's administrator for the fingerprint of its key".to_owned())
             }
+            Self::Changed { path, .. } | Self::OtherType { path, .. } if known_hosts_command::is_place(path) => {
+                Some("ask the host's administrator; the key that it should have is what your KnownHostsCommand says".to_owned())
+            }
             Self::Changed { name, path, .. } | Self::OtherType { name, path, .. } => Some(format!(
                 "ask the host's administrator; if the new key is right, remove the old one with \
                  `ssh-keygen -f '{}' -R '{name}'`",
@@ -98,7 +122,12 @@ impl Refused {
             Self::ChangedMeanwhile { host, .. } => {
                 Some(format!("ask the host's administrator, and then connect to {host} anew"))
             }
-            Self::Revoked { .. } => Some("ask the host's administrator for the new key".to_owned()),
+            Self::Revoked { .. } | Self::RevokedByList { .. } => {
+                Some("ask the host's administrator for the new key".to_owned())
+            }
+            Self::RevokedHostKeys { source, .. } => source.hint(),
+            Self::Command { source, .. } => source.hint(),
+            Self::Short { .. } => Some("ask the host's administrator for a larger key, or one of Ed25519".to_owned()),
             Self::NotCertified { .. } => Some(
                 "ask the host's administrator; at a terminal, without `accept-new`, you can look at the key and accept it"
                     .to_owned(),
@@ -120,6 +149,8 @@ pub(crate) struct KnownHostKeys {
     clock: Clock,
     /// The key that was accepted on this run, and why: a reconnect must see the same one, whatever is on file.
     accepted: Mutex<Option<(PublicKey, Trust)>>,
+    /// As read for the connection that is being made.
+    revoked: Mutex<Revoked>,
     /// The same of the jump host, which has files and a mind of its own.
     jump: Option<Arc<Self>>,
 }
@@ -133,9 +164,7 @@ impl KnownHostKeys {
             None => KnownHosts::load(&target.known_hosts)
                 .map_err(|source| Refused::KnownHosts { host: target.original.clone(), source })?,
         };
-        for warning in known.bad_lines() {
-            tracing::warn!("{warning}");
-        }
+        warn_of_bad_lines(&known);
         let jump = match &target.way {
             Way::Jump(hop) => Some(Arc::new(Self::load(hop, Arc::clone(&human))?)),
             Way::Direct | Way::Command(_) => None,
@@ -147,6 +176,7 @@ impl KnownHostKeys {
             human,
             clock: Clock::system(),
             accepted: Mutex::default(),
+            revoked: Mutex::default(),
             jump,
         })
     }
@@ -155,7 +185,7 @@ impl KnownHostKeys {
         let host = self.target.original.clone();
         let algorithm = key.algorithm().as_str().to_owned();
         let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
-        let sent = format!("{algorithm} {fingerprint}");
+        let sent = described(key);
         if let Some(pinned) = &self.target.pinned_host_key {
             return if *pinned == fingerprint {
                 Ok(Trust::Known)
@@ -163,12 +193,13 @@ impl KnownHostKeys {
                 Err(Refused::NotPinned { host, fingerprint, pinned: pinned.clone() })
             };
         }
+        let known = self.known(Invocation::HostName(key, certificate)).await?;
         if let Some(certificate) = certificate
-            && self.is_certified(certificate)?
+            && self.is_certified(&known, certificate)?
         {
             return Ok(Trust::Known);
         }
-        let (other_types, same_key_as) = match self.known.verdict(&self.name, key) {
+        let (other_types, same_key_as) = match known.verdict(&self.name, key) {
             Verdict::Known => return Ok(Trust::Known),
             Verdict::Changed { path, line, .. } => {
                 return Err(Refused::Changed { host, name: self.name.to_string().into(), sent, path, line });
@@ -185,7 +216,7 @@ impl KnownHostKeys {
             line: *line,
         });
         match self.target.strict_host_key_checking {
-            StrictHostKeyChecking::AcceptNew => match (other_type, self.known.cert_authority(&self.name)) {
+            StrictHostKeyChecking::AcceptNew => match (other_type, known.cert_authority(&self.name)) {
                 (Some(refused), _) => Err(refused),
                 (None, Some((path, line))) => Err(Refused::NotCertified { host, sent, path, line }),
                 (None, None) => {
@@ -205,7 +236,7 @@ impl KnownHostKeys {
                         path.display()
                     ));
                 }
-                if let Some((path, line)) = self.known.cert_authority(&self.name) {
+                if let Some((path, line)) = known.cert_authority(&self.name) {
                     text.push_str(&format!(
                         "Its certificate authority is on file ({}:{line}), but no certificate of it vouches for this key.\n",
                         path.display()
@@ -243,22 +274,21 @@ impl KnownHostKeys {
 
     /// Decides on another key than the one that this run has accepted. Nobody is asked, and nothing is written down: a
     /// host whose name has several keys on file may show another of them, and nobody else may.
-    fn decide_again(
+    async fn decide_again(
         &self,
         key: &PublicKey,
         certificate: Option<&Certificate>,
         accepted: &PublicKey,
     ) -> Result<Trust, Refused> {
         let host = self.target.original.clone();
-        let described =
-            |key: &PublicKey| format!("{} {}", key.algorithm().as_str(), key.fingerprint(HashAlg::Sha256));
         if self.target.pinned_host_key.is_none() {
+            let known = self.known(Invocation::HostName(key, certificate)).await?;
             if let Some(certificate) = certificate
-                && self.is_certified(certificate)?
+                && self.is_certified(&known, certificate)?
             {
                 return Ok(Trust::Known);
             }
-            match self.known.verdict(&self.name, key) {
+            match known.verdict(&self.name, key) {
                 Verdict::Known => return Ok(Trust::Known),
                 Verdict::Revoked { path, line } => return Err(Refused::Revoked { host, path, line }),
                 Verdict::Changed { .. } | Verdict::New { .. } => {}
@@ -281,9 +311,9 @@ impl KnownHostKeys {
     }
 
     /// Returns whether an authority of this host vouches for it. One that does so wrongly is told, as with `ssh`.
-    fn is_certified(&self, certificate: &Certificate) -> Result<bool, Refused> {
+    fn is_certified(&self, known: &KnownHosts, certificate: &Certificate) -> Result<bool, Refused> {
         let host = &self.target.original;
-        let (path, line) = match self.known.authority(&self.name, certificate) {
+        let (path, line) = match known.authority(&self.name, certificate) {
             Authority::Revoked { path, line } => {
                 return Err(Refused::Revoked { host: host.clone(), path, line });
             }
@@ -301,15 +331,71 @@ impl KnownHostKeys {
         }
         Ok(checked.is_ok())
     }
+
+    /// Returns what the files say, and the command where there is one.
+    async fn known(&self, invocation: Invocation<'_>) -> Result<Cow<'_, KnownHosts>, Refused> {
+        let Some(command) = &self.target.known_hosts.command else { return Ok(Cow::Borrowed(&self.known)) };
+        let printed = known_hosts_command::run(command, &self.name, invocation, &self.human)
+            .await
+            .map_err(|source| Refused::Command { host: self.target.original.clone(), source })?;
+        let known = self.known.with_printed(&printed, &known_hosts_command::place(invocation), &self.name);
+        warn_of_bad_lines(&known);
+        Ok(Cow::Owned(known))
+    }
+
+    async fn prepare(&self) -> Result<Wanted, Refused> {
+        let paths = self.target.revoked_host_keys.clone();
+        if !paths.is_empty() {
+            // What blocks runs elsewhere; it neither panics nor is cancelled.
+            let read = tokio::task::spawn_blocking(move || Revoked::load(&paths)).await;
+            let read = read.unwrap_or(Err(revoked::Error::Unread));
+            let revoked = read
+                .map_err(|source| Refused::RevokedHostKeys { host: self.target.original.clone(), source })?;
+            *self.revoked.lock().unwrap_or_else(PoisonError::into_inner) = revoked;
+        }
+        if self.target.pinned_host_key.is_some() {
+            return Ok(Wanted::default());
+        }
+        let known = self.known(Invocation::Order).await?;
+        let certificates = known.cert_authority(&self.name).is_some();
+        Ok(Wanted { keys: known.known_algorithms(&self.name), certificates })
+    }
+
+    /// Refuses what no host may have, whoever vouches for it.
+    fn refuse_never(&self, key: &PublicKey, certificate: Option<&Certificate>) -> Result<(), Refused> {
+        let host = || self.target.original.clone();
+        let required = self.target.required_rsa_size;
+        if let Some(bits) = algorithms::rsa_bits(key).filter(|bits| *bits < required) {
+            return Err(Refused::Short { host: host(), bits, required });
+        }
+        let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        match revoked.by(key, certificate) {
+            Some(path) => {
+                Err(Refused::RevokedByList { host: host(), sent: described(key), path: path.to_owned() })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn refused(refused: Refused) -> HostKeyRefused {
+    let hint = refused.hint();
+    HostKeyRefused { error: Box::new(refused), hint }
+}
+
+fn described(key: &PublicKey) -> String {
+    format!("{} {}", key.algorithm().as_str(), key.fingerprint(HashAlg::Sha256))
+}
+
+fn warn_of_bad_lines(known: &KnownHosts) {
+    for warning in known.bad_lines() {
+        tracing::warn!("{warning}");
+    }
 }
 
 impl HostKeys for KnownHostKeys {
-    fn order(&self) -> Vec<Algorithm> {
-        self.known.known_algorithms(&self.name)
-    }
-
-    fn certificates(&self) -> bool {
-        self.known.cert_authority(&self.name).is_some()
+    fn wanted(&self) -> BoxFuture<'_, Result<Wanted, HostKeyRefused>> {
+        Box::pin(async { self.prepare().await.map_err(refused) })
     }
 
     fn check(&self, shown: &PublicKeyOrCertificate) -> BoxFuture<'_, Result<Trust, HostKeyRefused>> {
@@ -320,15 +406,13 @@ impl HostKeys for KnownHostKeys {
         };
         Box::pin(async move {
             let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            self.refuse_never(&key, certificate.as_ref()).map_err(refused)?;
             let decided = match accepted {
                 Some((accepted, trust)) if accepted.key_data() == key.key_data() => return Ok(trust),
-                Some((accepted, _)) => self.decide_again(&key, certificate.as_ref(), &accepted),
+                Some((accepted, _)) => self.decide_again(&key, certificate.as_ref(), &accepted).await,
                 None => self.decide(&key, certificate.as_ref()).await,
             };
-            let trust = decided.map_err(|refused| {
-                let hint = refused.hint();
-                HostKeyRefused { error: Box::new(refused), hint }
-            })?;
+            let trust = decided.map_err(refused)?;
             *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some((key, trust));
             Ok(trust)
         })
@@ -354,7 +438,10 @@ mod tests {
     use russh::keys::PrivateKey;
 
     use super::*;
-    use crate::ssh::peer::target;
+    use crate::ssh::{
+        peer::target,
+        target::{KnownHostsCommand, Part},
+    };
 
     struct Nobody;
 
@@ -401,5 +488,183 @@ mod tests {
             1,
             "the other key was not written down"
         );
+    }
+
+    /// A target whose known_hosts is empty, and a directory for what its configuration names.
+    fn strict() -> (tempfile::TempDir, Target) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut target = target();
+        target.pinned_host_key = None;
+        target.strict_host_key_checking = StrictHostKeyChecking::Yes;
+        target.known_hosts.user = vec![directory.path().join("known_hosts")];
+        (directory, target)
+    }
+
+    fn of_program(script: &str, directory: &std::path::Path) -> KnownHostsCommand {
+        let path = directory.join("keys");
+        crate::private_fs::write(&path, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let parts = [Part::Name, Part::Invocation, Part::KeyType, Part::Fingerprint, Part::Key];
+        KnownHostsCommand { program: path, arguments: parts.map(|part| vec![part]).to_vec() }
+    }
+
+    async fn judged(target: &Target, shown: &PublicKeyOrCertificate) -> Result<Wanted, String> {
+        let keys = KnownHostKeys::load(target, Arc::new(Nobody)).unwrap();
+        let told = |refused: HostKeyRefused| {
+            let source = std::error::Error::source(&refused).map(ToString::to_string);
+            format!(
+                "{refused}: {} ({})",
+                source.unwrap_or_default(),
+                refused.hint.clone().unwrap_or_default()
+            )
+        };
+        let wanted = keys.wanted().await.map_err(told)?;
+        keys.check(shown).await.map(|_| wanted).map_err(told)
+    }
+
+    #[tokio::test]
+    async fn a_program_that_knows_the_hosts_is_asked_twice_and_believed() {
+        let (directory, mut target) = strict();
+        let name = HostName::of(&target).to_string();
+        let key_line = key(1).to_openssh().unwrap();
+        let record = directory.path().join("record");
+        let script = format!("echo \"$@\" >>{}; echo \"$1 {key_line}\"", record.display());
+        target.known_hosts.command = Some(of_program(&script, directory.path()));
+        let wanted = judged(&target, &shown(1)).await.unwrap();
+        assert_eq!(wanted.keys, [russh::keys::Algorithm::Ed25519]);
+        assert!(!wanted.certificates);
+        let fingerprint = key(1).fingerprint(HashAlg::Sha256);
+        let blob = key_line.split(' ').nth(1).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&record).unwrap(),
+            format!("{name} ORDER NONE NONE NONE\n{name} HOSTNAME ssh-ed25519 {fingerprint} {blob}\n")
+        );
+        let told = judged(&target, &shown(2)).await.unwrap_err();
+        assert!(
+            told.contains("HAS CHANGED") && told.contains("`KnownHostsCommand-HOSTNAME` line 1"),
+            "{told}"
+        );
+        assert!(told.contains("what your KnownHostsCommand says"), "{told}");
+        // What it prints may revoke, and may name an authority.
+        let script = format!("echo \"@revoked * {key_line}\"; echo \"@cert-authority $1 {key_line}\"");
+        target.known_hosts.command = Some(of_program(&script, directory.path()));
+        let told = judged(&target, &shown(1)).await.unwrap_err();
+        assert!(told.contains("marked as revoked"), "{told}");
+        let keys = KnownHostKeys::load(&target, Arc::new(Nobody)).unwrap();
+        assert!(keys.wanted().await.unwrap().certificates);
+        // A pin asks nobody.
+        target.pinned_host_key = Some(fingerprint.to_string());
+        target.known_hosts.command = Some(of_program("exit 1", directory.path()));
+        judged(&target, &shown(1)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_program_that_fails_ends_the_connection_whatever_else_is_known() {
+        let (directory, mut target) = strict();
+        known_hosts::append(&target.known_hosts.user[0], &HostName::of(&target), &key(1), false).unwrap();
+        judged(&target, &shown(1)).await.unwrap();
+        for (script, told) in [
+            ("exit 3", "ended with exit status 3"),
+            ("kill -9 $$", "was ended by signal 9"),
+            ("test $2 = ORDER || exit 4", "ended with exit status 4"),
+            ("exec cat /dev/zero", "printed more than 32 MiB"),
+        ] {
+            target.known_hosts.command = Some(of_program(script, directory.path()));
+            let refused = judged(&target, &shown(1)).await.unwrap_err();
+            assert!(refused.contains(told), "{script}: {refused}");
+            assert!(refused.contains("-o KnownHostsCommand=none"), "{refused}");
+        }
+        target.known_hosts.command =
+            Some(KnownHostsCommand { program: "/not/there".into(), arguments: Vec::new() });
+        let refused = judged(&target, &shown(1)).await.unwrap_err();
+        assert!(refused.contains("could not run the KnownHostsCommand (`/not/there`)"), "{refused}");
+        target.known_hosts.command = Some(KnownHostsCommand { program: "sh".into(), arguments: Vec::new() });
+        let refused = judged(&target, &shown(1)).await.unwrap_err();
+        assert!(refused.contains("it is no absolute path"), "{refused}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_hangs_ends_the_connection() {
+        let (directory, mut target) = strict();
+        target.known_hosts.command = Some(of_program("sleep 1000", directory.path()));
+        let refused = judged(&target, &shown(1)).await.unwrap_err();
+        assert!(refused.contains("did not end within 30 s"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_program_ends_with_us_and_with_all_that_it_started() {
+        let (directory, mut target) = strict();
+        let record = directory.path().join("pids");
+        let script = format!("sleep 1000 & echo $$ $! >{}; wait", record.display());
+        target.known_hosts.command = Some(of_program(&script, directory.path()));
+        let started = async {
+            loop {
+                let text = std::fs::read_to_string(&record).unwrap_or_default();
+                if text.ends_with('\n') {
+                    return text;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let key = shown(1);
+        let pids = tokio::select! {
+            judged = judged(&target, &key) => panic!("{judged:?}"),
+            pids = tokio::time::timeout(crate::ssh::peer::PATIENCE, started) => pids.expect("it runs"),
+        };
+        let runs = |pid: &str| {
+            std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        let until = std::time::Instant::now() + crate::ssh::peer::PATIENCE;
+        while pids.split_whitespace().any(runs) {
+            assert!(std::time::Instant::now() < until, "{pids} run");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn revoked_keys_are_refused_even_when_they_are_pinned_or_known() {
+        let (directory, mut target) = strict();
+        known_hosts::append(&target.known_hosts.user[0], &HostName::of(&target), &key(1), false).unwrap();
+        let list = directory.path().join("revoked");
+        target.revoked_host_keys = vec![list.clone()];
+        let told = judged(&target, &shown(1)).await.unwrap_err();
+        assert!(told.contains("there are no `RevokedHostKeys` at"), "{told}");
+        crate::private_fs::write(&list, b"# nothing\n").unwrap();
+        let keys = KnownHostKeys::load(&target, Arc::new(Nobody)).unwrap();
+        keys.wanted().await.unwrap();
+        keys.check(&shown(1)).await.unwrap();
+        crate::private_fs::write(&list, key(1).to_openssh().unwrap().as_bytes()).unwrap();
+        // The connection that stands is not asked again when its keys are renewed; the next one is.
+        keys.check(&shown(1)).await.unwrap();
+        keys.wanted().await.unwrap();
+        keys.check(&shown(1)).await.unwrap_err();
+        for pinned in [None, Some(key(1).fingerprint(HashAlg::Sha256).to_string())] {
+            target.pinned_host_key = pinned;
+            let told = judged(&target, &shown(1)).await.unwrap_err();
+            assert!(told.contains("is revoked (ssh-ed25519 SHA256:"), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_short_key_of_rsa_is_refused_even_when_it_is_pinned() {
+        let (directory, mut target) = strict();
+        let made = std::process::Command::new("ssh-keygen")
+            .args(["-q", "-t", "rsa", "-b", "1100", "-N", "", "-f", "rsa"])
+            .current_dir(directory.path())
+            .status()
+            .expect("this test uses `ssh-keygen`: install openssh-client");
+        assert!(made.success());
+        let text = std::fs::read_to_string(directory.path().join("rsa.pub")).unwrap();
+        let rsa = PublicKey::from_openssh(text.trim()).unwrap();
+        target.pinned_host_key = Some(rsa.fingerprint(HashAlg::Sha256).to_string());
+        let shown = PublicKeyOrCertificate::PublicKey { key: rsa, hash_alg: None };
+        for (required, taken) in [(1024, true), (1100, true), (1101, false), (2048, false)] {
+            target.required_rsa_size = required;
+            let judged = judged(&target, &shown).await;
+            assert_eq!(judged.is_ok(), taken, "{required}: {judged:?}");
+            if let Err(told) = judged {
+                assert!(told.contains(&format!("has only 1100 bits, and {required} are required")), "{told}");
+            }
+        }
     }
 }

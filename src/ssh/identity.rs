@@ -15,7 +15,7 @@ use secrecy::SecretString;
 use zeroize::Zeroizing;
 
 use super::{
-    algorithms::Algorithms,
+    algorithms::{self, Algorithms},
     target::{EnvironmentKey, Identities, Unlocked},
 };
 use crate::printable::one_line;
@@ -63,6 +63,11 @@ impl Candidate {
         self.public
             .as_ref()
             .is_none_or(|key| algorithms.takes_key(&key.algorithm(), self.certificate.is_some()))
+    }
+
+    /// Whether it is of RSA and has fewer bits than are `required`. One of an unknown type is asked for later.
+    pub(super) fn is_short(&self, required: u32) -> bool {
+        self.public.as_ref().and_then(algorithms::rsa_bits).is_some_and(|bits| bits < required)
     }
 
     pub(super) fn is_rsa(&self) -> bool {

@@ -262,6 +262,16 @@ impl KnownHosts {
         read
     }
 
+    /// Returns the same and what `KnownHostsCommand` printed for a host, which is not asked for its name without the
+    /// port, and not for others.
+    pub(super) fn with_printed(&self, text: &str, place: &Path, name: &HostName) -> Self {
+        let mut all = self.clone();
+        let printed = Self::parse(text, place);
+        all.entries.extend(printed.entries.into_iter().filter(|entry| entry.names.mean(&name.name)));
+        all.bad_lines.extend(printed.bad_lines);
+        all
+    }
+
     /// Returns the lines that were left out.
     pub(crate) fn bad_lines(&self) -> &[BadLine] {
         &self.bad_lines

@@ -3,6 +3,7 @@
 mod agent;
 pub(crate) mod algorithms;
 pub(crate) mod auth;
+mod child;
 pub(crate) mod config;
 pub(crate) mod dial;
 pub(crate) mod error;
@@ -13,11 +14,14 @@ pub(crate) mod host_keys;
 mod identity;
 pub(crate) mod inbox;
 pub(crate) mod known_hosts;
+mod known_hosts_command;
+mod krl;
 #[cfg(test)]
 mod peer;
 pub(crate) mod process;
 pub(crate) mod pump;
 mod read_ahead;
+mod revoked;
 mod room;
 pub(crate) mod session;
 pub(crate) mod sftp;

@@ -17,7 +17,7 @@ use tokio::io::DuplexStream;
 use super::{
     algorithms::Algorithms,
     error::{Error, HostKeyRefused},
-    session::{HostKeys, Session, Trust, Unauthenticated},
+    session::{HostKeys, Session, Trust, Unauthenticated, Wanted},
     target::{
         AddressFamily, Authentication, Bind, Identities, KnownHostsFiles, StrictHostKeyChecking, Target, Way,
         Wishes,
@@ -48,7 +48,9 @@ pub(super) fn target() -> Target {
         identities: Identities::default(),
         authentication: Authentication::default(),
         algorithms: Algorithms::default(),
-        known_hosts: KnownHostsFiles { user: Vec::new(), global: Vec::new(), hash: false },
+        known_hosts: KnownHostsFiles { user: Vec::new(), global: Vec::new(), hash: false, command: None },
+        revoked_host_keys: Vec::new(),
+        required_rsa_size: 1024,
         strict_host_key_checking: StrictHostKeyChecking::Ask,
         pinned_host_key: None,
         server_alive_interval: Duration::from_secs(15),
@@ -100,8 +102,8 @@ pub(super) struct Trusting {
 }
 
 impl HostKeys for Trusting {
-    fn order(&self) -> Vec<russh::keys::Algorithm> {
-        Vec::new()
+    fn wanted(&self) -> BoxFuture<'_, Result<Wanted, HostKeyRefused>> {
+        Box::pin(async { Ok(Wanted::default()) })
     }
 
     fn check(&self, _: &PublicKeyOrCertificate) -> BoxFuture<'_, Result<Trust, HostKeyRefused>> {

@@ -56,13 +56,8 @@ const CARRIED_LIMIT: Limit = Limit::Held(2 << 20);
 
 /// Decides whether a host may have the key that it shows.
 pub(crate) trait HostKeys: Send + Sync {
-    /// Returns the types of the keys that are known for this host, most preferred first; empty for a new host.
-    fn order(&self) -> Vec<Algorithm>;
-
-    /// Returns whether the host is asked for a certificate, as there is an authority that could vouch for it.
-    fn certificates(&self) -> bool {
-        false
-    }
+    /// Finds out, for one connection, what the host is to be asked for.
+    fn wanted(&self) -> BoxFuture<'_, Result<Wanted, HostKeyRefused>>;
 
     /// Judges what the host has proven to hold. May ask a person: no deadline runs meanwhile.
     fn check(&self, shown: &PublicKeyOrCertificate) -> BoxFuture<'_, Result<Trust, HostKeyRefused>>;
@@ -71,6 +66,15 @@ pub(crate) trait HostKeys: Send + Sync {
     fn of_jump(&self) -> Option<Arc<dyn HostKeys>> {
         None
     }
+}
+
+/// What a host is asked for, so that it shows something that can be judged.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    /// The types of the keys that are known for it, most preferred first; empty for a new host.
+    pub(crate) keys: Vec<Algorithm>,
+    /// Whether there is an authority that could vouch for it with a certificate.
+    pub(crate) certificates: bool,
 }
 
 /// How well a host is known whose key was not refused.
@@ -121,12 +125,14 @@ impl Unauthenticated {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        // Before anything is said to a server that might then wait for us.
+        let wanted = host_keys.wanted().await?;
         let (transport, kill) = Transport::new(stream);
         let guard = KillOnDrop(kill.clone());
         let host = target.original.clone();
         let facts = Facts { peer, ..Facts::default() };
         let shared = Arc::new(Shared::new(host.clone(), kill, human, facts));
-        let preferred = target.algorithms.preferred(&host_keys.order(), host_keys.certificates());
+        let preferred = target.algorithms.preferred(&wanted.keys, wanted.certificates);
         let config = Arc::new(config(target, preferred));
         let handler = Handler::new(Arc::clone(&shared), host_keys);
         let connecting = Box::pin(russh::client::connect_stream(config, transport, handler));

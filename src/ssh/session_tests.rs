@@ -738,8 +738,8 @@ async fn a_refused_host_key_keeps_the_finding_of_whoever_refused_it() {
     struct Changed;
     struct Suspicious;
     impl HostKeys for Suspicious {
-        fn order(&self) -> Vec<Algorithm> {
-            Vec::new()
+        fn wanted(&self) -> BoxFuture<'_, Result<Wanted, HostKeyRefused>> {
+            Box::pin(async { Ok(Wanted::default()) })
         }
         fn check(&self, _: &PublicKeyOrCertificate) -> BoxFuture<'_, Result<Trust, HostKeyRefused>> {
             Box::pin(async { Err(HostKeyRefused { error: Box::new(Changed), hint: Some("look".into()) }) })

@@ -39,6 +39,10 @@ pub(crate) struct Target {
     /// What we offer and accept.
     pub(crate) algorithms: Algorithms,
     pub(crate) known_hosts: KnownHostsFiles,
+    /// `RevokedHostKeys`: files of keys, or revocation lists.
+    pub(crate) revoked_host_keys: Vec<PathBuf>,
+    /// `RequiredRSASize`: keys of RSA with fewer bits are neither believed nor used.
+    pub(crate) required_rsa_size: u32,
     pub(crate) strict_host_key_checking: StrictHostKeyChecking,
     /// `--host-key SHA256:…`: the only key that this host may have; known_hosts is not asked.
     pub(crate) pinned_host_key: Option<String>,
@@ -232,6 +236,28 @@ pub(crate) struct KnownHostsFiles {
     pub(crate) global: Vec<PathBuf>,
     /// `HashKnownHosts`.
     pub(crate) hash: bool,
+    pub(crate) command: Option<KnownHostsCommand>,
+}
+
+/// `KnownHostsCommand`: run without a shell, and what it prints is read as a known_hosts file.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct KnownHostsCommand {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<Vec<Part>>,
+}
+
+/// A part of an argument: what is known from the start, and what only a connection tells.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Part {
+    Text(String),
+    /// `%H`: the host as known_hosts has it.
+    Name,
+    /// `%I`: why it is run.
+    Invocation,
+    /// `%t`, `%f` and `%K`: the type, the fingerprint and all of the key that the host shows.
+    KeyType,
+    Fingerprint,
+    Key,
 }
 
 /// `StrictHostKeyChecking`. A changed or revoked key stops us whatever this says.

@@ -367,7 +367,6 @@ impl Evaluator<'_> {
                 }
                 return Ok(());
             }
-            Keyword::Unsupported(name) => name,
             Keyword::Ignored(ignored) => {
                 if ignored.accumulates {
                     let told = self.ignored.iter().any(|(name, _)| *name == ignored.name);

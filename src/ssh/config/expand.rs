@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use aws_lc_rs::digest;
 
+use crate::ssh::target::Part;
+
 /// Everything that a `%` token can stand for.
 #[derive(Clone, Debug)]
 pub(super) struct Tokens<'a> {
@@ -72,6 +74,37 @@ pub(super) fn tokens(text: &str, tokens: &Tokens<'_>) -> Result<String, String> 
 /// Expands tokens and `${VAR}`.
 pub(super) fn all(text: &str, tokens: &Tokens<'_>, env: &BTreeMap<String, String>) -> Result<String, String> {
     expand(text, |token| tokens.token(token), Some(env))
+}
+
+/// Expands tokens and `${VAR}` in an argument of `KnownHostsCommand`, and leaves what only a connection tells.
+pub(super) fn known_hosts_argument(
+    text: &str,
+    tokens: &Tokens<'_>,
+    env: &BTreeMap<String, String>,
+) -> Result<Vec<Part>, String> {
+    let (mut parts, mut text, mut at) = (Vec::new(), text, 0);
+    while let Some(from) = text.get(at..).filter(|from| !from.is_empty()) {
+        let late = match from.strip_prefix('%').and_then(|token| token.chars().next()) {
+            Some('H') => Part::Name,
+            Some('I') => Part::Invocation,
+            Some('t') => Part::KeyType,
+            Some('f') => Part::Fingerprint,
+            Some('K') => Part::Key,
+            token => {
+                // Another token is two characters, so that what follows `%%` is none.
+                let step = from.chars().next().map_or(1, char::len_utf8);
+                at += step + token.map_or(0, char::len_utf8);
+                continue;
+            }
+        };
+        let (before, behind) = text.split_at(at);
+        parts.push(Part::Text(all(before, tokens, env)?));
+        parts.push(late);
+        (text, at) = (behind.get(2..).unwrap_or_default(), 0);
+    }
+    parts.push(Part::Text(all(text, tokens, env)?));
+    parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
+    Ok(parts)
 }
 
 /// Expands in one pass, so that what a variable or a token holds is never expanded itself.
@@ -181,6 +214,36 @@ mod tests {
     }
 
     #[test]
+    fn what_only_a_connection_tells_is_left_for_later() {
+        let env = BTreeMap::from([("X".to_owned(), "%H".to_owned())]);
+        let text = |text: &str| Part::Text(text.to_owned());
+        for (argument, expected) in [
+            ("%H", vec![Part::Name]),
+            ("", vec![]),
+            ("%%H", vec![text("%H")]),
+            ("%%%H%%%%I", vec![text("%"), Part::Name, text("%%I")]),
+            ("${X}/%h%I", vec![text("%H/h.example"), Part::Invocation]),
+            (
+                "-t%t,%f=%Kü",
+                vec![
+                    text("-t"),
+                    Part::KeyType,
+                    text(","),
+                    Part::Fingerprint,
+                    text("="),
+                    Part::Key,
+                    text("ü"),
+                ],
+            ),
+        ] {
+            assert_eq!(known_hosts_argument(argument, &TOKENS, &env).unwrap(), expected, "{argument}");
+        }
+        for bad in ["%", "%H%", "%z%H", "${NONE}%H", "ü%ü"] {
+            assert!(known_hosts_argument(bad, &TOKENS, &env).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_tilde_is_a_home_directory() {
         assert_eq!(tilde("~", "/home/me").unwrap(), "/home/me/");
         assert_eq!(tilde("~//a/b", "/home/me").unwrap(), "/home/me/a/b");
@@ -196,6 +259,7 @@ mod tests {
         #[test]
         fn any_text_is_expanded_or_refused(text in "[%${}a-z~/]*") {
             drop(all(&text, &TOKENS, &BTreeMap::new()));
+            drop(known_hosts_argument(&text, &TOKENS, &BTreeMap::new()));
             drop(tilde(&text.replace('~', ""), "/h"));
         }
 

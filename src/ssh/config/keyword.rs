@@ -16,8 +16,6 @@ pub(super) enum Keyword {
     Value(&'static str, Syntax),
     /// `ProxyJump` and `ProxyCommand`: the first of either wins.
     Proxy(&'static str),
-    /// Must not be ignored, and is not there yet.
-    Unsupported(&'static str),
     /// Ignored with a word about it where it would have made a difference.
     Ignored(Ignored),
     /// Of no consequence to us: it tunes what we do in our own way, or concerns what we never do.
@@ -197,7 +195,7 @@ pub(super) fn time(text: &str) -> Option<u32> {
 
 /// Returns what the keyword `name`, in lower case, means; `None` when OpenSSH knows none of that name.
 pub(super) fn lookup(name: &str) -> Option<Keyword> {
-    use Keyword::{Proxy, Silent, Unsupported, Value};
+    use Keyword::{Proxy, Silent, Value};
     Some(match name {
         "host" => Keyword::Host,
         "match" => Keyword::Match,
@@ -256,8 +254,9 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
 
         "proxyjump" => Proxy("ProxyJump"),
         "proxycommand" => Proxy("ProxyCommand"),
-        "revokedhostkeys" => Unsupported("RevokedHostKeys"),
-        "knownhostscommand" => Unsupported("KnownHostsCommand"),
+        "revokedhostkeys" => Value("revokedhostkeys", Syntax::Files),
+        "knownhostscommand" => Value("knownhostscommand", Syntax::Command),
+        "requiredrsasize" => Value("requiredrsasize", Syntax::Count),
 
         // What runs beside the session.
         "localforward" => ignored("LocalForward", always, true),
@@ -276,8 +275,6 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "securitykeyprovider" => ignored("SecurityKeyProvider", |args| !is(args, "internal"), false),
         "hostbasedauthentication" => ignored("HostbasedAuthentication", on, false),
         "gssapiauthentication" => usual("GSSAPIAuthentication", on, false),
-        // What we accept of the server; Fedora's crypto policy sets it.
-        "requiredrsasize" => usual("RequiredRSASize", always, false),
         // How we get there.
         "checkhostip" => ignored("CheckHostIP", on, false),
         "canonicalizepermittedcnames" => ignored("CanonicalizePermittedCNAMEs", on, false),

@@ -80,7 +80,7 @@ fn parse_line(text: &str, place: &Place) -> Result<Option<Line>, Error> {
     if rest.is_empty() {
         return Err(Error::bad(place, format!("`{keyword}` has no argument")));
     }
-    let args = split(rest).ok_or_else(unbalanced)?;
+    let args = split(rest, true).ok_or_else(unbalanced)?;
     // OpenSSH goes by bytes and ends at a NUL: what we would read differently is refused. Comments may be Latin-1.
     let misread = |text: &str| text.contains(['\0', char::REPLACEMENT_CHARACTER]);
     if misread(&keyword) || args.iter().any(|arg| misread(arg)) {
@@ -109,8 +109,8 @@ fn delimited(text: &str) -> Option<(String, &str)> {
 }
 
 /// Splits arguments: quotes of both kinds, `\` before a quote, a backslash or (unquoted) a space, and `#` where an
-/// argument would begin ends the line. `None` when a quote is not closed.
-fn split(text: &str) -> Option<Vec<String>> {
+/// argument would begin ends the line where there are `comments`. `None` when a quote is not closed.
+pub(super) fn split(text: &str, comments: bool) -> Option<Vec<String>> {
     let mut args = Vec::new();
     let mut chars = text.chars().peekable();
     while let Some(&first) = chars.peek() {
@@ -118,7 +118,7 @@ fn split(text: &str) -> Option<Vec<String>> {
             chars.next();
             continue;
         }
-        if first == '#' {
+        if first == '#' && comments {
             break;
         }
         let mut arg = String::new();

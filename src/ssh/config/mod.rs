@@ -16,6 +16,7 @@ mod destination;
 mod evaluate;
 mod expand;
 mod glob;
+mod host_keys;
 mod keyword;
 mod line;
 #[cfg(test)]
@@ -32,12 +33,9 @@ use std::{collections::BTreeMap, fmt, io, path::PathBuf, time::Duration};
 pub(crate) use self::{canonical::find_host, destination::Destination, line::Place, print::print};
 use self::{
     evaluate::{Evaluated, Setting},
-    keyword::Strict,
     way::Visited,
 };
-use super::target::{
-    AddressFamily, EnvironmentKey, Identities, KnownHostsFiles, StrictHostKeyChecking, Target, Unlocked,
-};
+use super::target::{AddressFamily, EnvironmentKey, Identities, Target, Unlocked};
 use crate::private_fs;
 pub(crate) use aliases::aliases;
 
@@ -169,9 +167,7 @@ impl Error {
             Self::NotSupported { keyword: "ProxyUseFdpass", .. } => {
                 Some("use a ProxyCommand that passes the bytes on, with `-o ProxyUseFdpass=no`".to_owned())
             }
-            Self::NotSupported { keyword, .. } => {
-                Some(format!("if you can do without it for this connection, add `-o {keyword}=none`"))
-            }
+            Self::NotSupported { .. } => None,
             Self::Permissions { path, source: private_fs::Error::Exposed { .. } } => Some(format!(
                 "who can change it can run commands as you; run `chmod go-w '{}'`",
                 path.display()
@@ -249,7 +245,6 @@ impl<'a> Resolver<'a> {
 
 impl Resolver<'_> {
     fn target(&mut self) -> Result<Target, Error> {
-        self.refuse_unsupported()?;
         let port = match self.setting("port") {
             Some(setting) => destination::port(setting.value()).ok_or_else(|| not_a_value(setting))?,
             None => 22,
@@ -263,6 +258,7 @@ impl Resolver<'_> {
         let tokens = self.tokens(port, Some(&user));
         let identities = self.identities(&tokens)?;
         let known_hosts = self.known_hosts(&tokens)?;
+        let revoked_host_keys = self.revoked_host_keys(&tokens)?;
         let address_family = match (self.request.address_family, self.setting("addressfamily")) {
             (Some(family), _) => family,
             (None, Some(setting)) => keyword::family(setting.value()).ok_or_else(|| not_a_value(setting))?,
@@ -301,6 +297,8 @@ impl Resolver<'_> {
             authentication,
             algorithms,
             known_hosts,
+            revoked_host_keys,
+            required_rsa_size: self.required_rsa_size()?,
             strict_host_key_checking,
             pinned_host_key: self.request.pinned_host_key.clone(),
             server_alive_interval,
@@ -327,21 +325,6 @@ impl Resolver<'_> {
         self.setting(keyword)
             .map(|s| keyword::time(s.value()).map(|seconds| (seconds, s)).ok_or_else(|| not_a_value(s)))
             .transpose()
-    }
-
-    fn refuse_unsupported(&self) -> Result<(), Error> {
-        let refuse = |setting: &Setting, keyword| {
-            if setting.value().eq_ignore_ascii_case("none") {
-                return Ok(());
-            }
-            Err(Error::NotSupported { place: setting.place.clone(), keyword })
-        };
-        for keyword in ["RevokedHostKeys", "KnownHostsCommand"] {
-            if let Some(setting) = self.setting(keyword) {
-                refuse(setting, keyword)?;
-            }
-        }
-        Ok(())
     }
 
     fn tokens<'t>(&'t self, port: u16, user: Option<&'t str>) -> expand::Tokens<'t> {
@@ -441,57 +424,6 @@ impl Resolver<'_> {
                 _ => self.path(text, tokens, setting).map(Some),
             },
         }
-    }
-
-    fn known_hosts(&self, tokens: &expand::Tokens<'_>) -> Result<KnownHostsFiles, Error> {
-        let is_none = |setting: &Setting| setting.value().eq_ignore_ascii_case("none");
-        let user = match self.setting("userknownhostsfile") {
-            Some(setting) if is_none(setting) => Vec::new(),
-            Some(setting) => {
-                setting.args.iter().map(|arg| self.path(arg, tokens, setting)).collect::<Result<_, _>>()?
-            }
-            None => {
-                let directory = self.surroundings.home.join(".ssh");
-                vec![directory.join("known_hosts"), directory.join("known_hosts2")]
-            }
-        };
-        let global = match self.setting("globalknownhostsfile") {
-            Some(setting) if is_none(setting) => Vec::new(),
-            // Tokens and variables are not for this one; OpenSSH expands the tilde only.
-            Some(setting) => setting
-                .args
-                .iter()
-                .map(|arg| {
-                    expand::tilde(arg, self.home)
-                        .map(PathBuf::from)
-                        .map_err(|why| Error::bad(&setting.place, why))
-                })
-                .collect::<Result<_, _>>()?,
-            None => {
-                let beside = |name| self.surroundings.system_config.with_file_name(name);
-                vec![beside("ssh_known_hosts"), beside("ssh_known_hosts2")]
-            }
-        };
-        Ok(KnownHostsFiles { user, global, hash: self.flag("hashknownhosts")? })
-    }
-
-    fn strict_host_key_checking(&mut self) -> Result<StrictHostKeyChecking, Error> {
-        let Some(setting) = self.setting("stricthostkeychecking").cloned() else {
-            return Ok(StrictHostKeyChecking::Ask);
-        };
-        Ok(match keyword::strict(setting.value()).ok_or_else(|| not_a_value(&setting))? {
-            Strict::Yes => StrictHostKeyChecking::Yes,
-            Strict::Ask => StrictHostKeyChecking::Ask,
-            Strict::AcceptNew => StrictHostKeyChecking::AcceptNew,
-            Strict::Off => {
-                let text = format!(
-                    "`StrictHostKeyChecking {}` is taken as `accept-new`: we never go on with a host key that changed",
-                    setting.value()
-                );
-                self.evaluated.warnings.push(Warning { place: setting.place, text });
-                StrictHostKeyChecking::AcceptNew
-            }
-        })
     }
 
     /// A tunnel must notice that its link is dead, so that 0 (never ask) is not taken.

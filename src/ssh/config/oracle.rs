@@ -372,6 +372,8 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("PubkeyAuthentication", &["yes", "no", "unbound", "host-bound"]),
     ("RemoteCommand", &["tmux attach # it", "\"quoted\" %h"]),
     ("RequestTTY", &["yes", "no", "force", "auto"]),
+    ("RevokedHostKeys", &["/revoked", "~/revoked_%h", "\"/revoked keys\"", "none"]),
+    ("KnownHostsCommand", &["/bin/keys %H %t # %K", "/bin/sh -c \"keys '%h'\"", "none"]),
     ("RequiredRSASize", &["2048", "1024"]),
     ("SendEnv", &["LANG LC_*", "FOO", "-LC_*", "-F* BAR"]),
     ("SetEnv", &["A=b", "A=b C=\"d e\"", "A=1 A=2"]),

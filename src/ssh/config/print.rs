@@ -183,6 +183,10 @@ impl Printer<'_> {
                         self.line(name, setting.value());
                     }
                 }
+                // What is taken back with `none` is not printed.
+                (_, Some(setting))
+                    if matches!(*name, "knownhostscommand" | "revokedhostkeys")
+                        && setting.value().eq_ignore_ascii_case("none") => {}
                 (_, None) => default.iter().for_each(|default| self.line(name, default)),
                 (Flag, Some(setting)) => self.line(name, yes_no(setting.value())),
                 (State, Some(setting)) => self.line(name, &state(setting.value())),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ssh::{
     algorithms::Algorithms,
-    target::{Authentication, Bind, Method, Way, Wishes},
+    target::{Authentication, Bind, KnownHostsFiles, Method, StrictHostKeyChecking, Way, Wishes},
 };
 
 /// A temporary HOME with a configuration in it.
@@ -100,7 +100,10 @@ fn without_a_configuration_the_defaults_are_ours() {
             user: vec![ssh("known_hosts"), ssh("known_hosts2")],
             global: vec![etc("ssh_known_hosts"), etc("ssh_known_hosts2")],
             hash: false,
+            command: None,
         },
+        revoked_host_keys: Vec::new(),
+        required_rsa_size: 1024,
         strict_host_key_checking: StrictHostKeyChecking::Ask,
         pinned_host_key: None,
         server_alive_interval: Duration::from_secs(15),
@@ -135,7 +138,12 @@ fn everything_honoured_reaches_the_target() {
     );
     assert_eq!(
         target.known_hosts,
-        KnownHostsFiles { user: vec![at("kh_alias"), "/b".into()], global: vec![], hash: true }
+        KnownHostsFiles {
+            user: vec![at("kh_alias"), "/b".into()],
+            global: vec![],
+            hash: true,
+            command: None
+        }
     );
     assert_eq!(target.strict_host_key_checking, StrictHostKeyChecking::Yes);
     assert_eq!(target.connect_timeout, Duration::from_secs(60));
@@ -302,16 +310,7 @@ fn files_that_include_themselves_are_an_error() {
 }
 
 #[test]
-fn what_must_not_be_ignored_is_an_error_that_names_its_line() {
-    for (keyword, value) in [("RevokedHostKeys", "/etc/ssh/revoked"), ("KnownHostsCommand", "/bin/hosts %h")]
-    {
-        let home = Home::new(&format!("Host h\n {} {value}\n", keyword.to_lowercase()));
-        assert_eq!(home.error("h"), format!("/.ssh/config:2: `{keyword}` is not supported yet"));
-        assert!(home.resolve("h").unwrap_err().hint().unwrap().contains(&format!("-o {keyword}=none")));
-        home.target("other");
-        let home = Home::new(&format!("Host h\n {keyword} none\nHost *\n {keyword} {value}\n"));
-        home.target("h");
-    }
+fn a_connection_that_is_refused_is_an_error_that_names_its_line() {
     // Whichever of the two comes first prevents the other.
     Home::new("ProxyJump none\nProxyCommand nc %h %p\n").target("h");
     Home::new("ProxyCommand none\nProxyJump x\n").target("h");

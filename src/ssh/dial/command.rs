@@ -9,15 +9,15 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    process::{ExitStatus, Stdio},
+    process::Stdio,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, BufReader, ReadBuf},
-    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    process::{Child, ChildStdin, ChildStdout, Command},
     task::JoinSet,
     time::timeout,
 };
@@ -25,8 +25,9 @@ use tokio::{
 use super::Broken;
 use crate::{
     human::Human,
-    printable::{LONGEST, one_line},
+    printable::one_line,
     ssh::{
+        child,
         error::Error,
         target::{ProxyCommand, Target},
     },
@@ -38,9 +39,6 @@ const GUARD: &str =
 
 /// How long a process that closed its output may take to end, and its last words to come.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// What is shown of its standard error, in bytes.
-const MOST_SAID: usize = 64 * 1024;
 
 /// A running ProxyCommand. Dropping it ends its process group.
 pub(super) struct Proxy {
@@ -88,34 +86,8 @@ pub(super) fn start(proxy: &ProxyCommand, target: &Target, human: &Arc<dyn Human
     let stdout = child.stdout.take().ok_or_else(missing)?;
     let stderr = child.stderr.take().ok_or_else(missing)?;
     let mut said = JoinSet::new();
-    said.spawn(pass_on(stderr, Arc::clone(human)));
+    said.spawn(child::pass_on(stderr, "ProxyCommand", Arc::clone(human)));
     Ok(Proxy { stdout, stdin, running: Some(Running { child, said }), ending: None, program, _guard: guard })
-}
-
-/// Shows what the process says on standard error, line by line, safe to print and not endless.
-async fn pass_on(stderr: ChildStderr, human: Arc<dyn Human>) {
-    let mut left = MOST_SAID;
-    let mut stderr = BufReader::new(stderr);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let mut limited = (&mut stderr).take(LONGEST as u64);
-        match limited.read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        let text = one_line(&String::from_utf8_lossy(&line));
-        if text.is_empty() || left == 0 {
-            continue;
-        }
-        if let Some(rest) = left.checked_sub(text.len()) {
-            left = rest;
-            human.tell(&text);
-        } else {
-            left = 0;
-            human.tell("broker: warning: the ProxyCommand says more than is shown");
-        }
-    }
 }
 
 async fn ended(running: Option<Running>, program: String) -> Broken {
@@ -124,7 +96,7 @@ async fn ended(running: Option<Running>, program: String) -> Broken {
             let status = timeout(END_TIMEOUT, child.wait()).await;
             drop(timeout(END_TIMEOUT, said.join_next()).await);
             match status {
-                Ok(Ok(status)) => told(status),
+                Ok(Ok(status)) => child::told(status),
                 Ok(Err(error)) => format!("could not be waited for: {error}"),
                 Err(_) => "closed its output".to_owned(),
             }
@@ -132,16 +104,6 @@ async fn ended(running: Option<Running>, program: String) -> Broken {
         None => "ended".to_owned(),
     };
     Broken::Command { program, how }
-}
-
-fn told(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt as _;
-    match (status.code(), status.signal()) {
-        (Some(127), _) => "was not found (exit status 127)".to_owned(),
-        (Some(code), _) => format!("ended with exit status {code}"),
-        (None, Some(signal)) => format!("was ended by signal {signal}"),
-        (None, None) => "ended".to_owned(),
-    }
 }
 
 impl Proxy {

@@ -258,7 +258,12 @@ fn the_lines_that_match_a_name_are_those_that_ssh_keygen_finds() {
 fn a_file_that_cannot_be_trusted_is_an_error_and_not_empty() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("kh");
-    let files = |path: &Path| KnownHostsFiles { user: vec![path.to_owned()], global: vec![], hash: false };
+    let files = |path: &Path| KnownHostsFiles {
+        user: vec![path.to_owned()],
+        global: vec![],
+        hash: false,
+        command: None,
+    };
     assert_eq!(KnownHosts::load(&files(&file)).unwrap().entries.len(), 0, "there is none");
     private_fs::write(&file, text("h {ed25519-1}\n").as_bytes()).unwrap();
     for mode in [0o660, 0o602] {
@@ -288,7 +293,8 @@ fn both_kinds_of_files_are_read_and_latin_1_is_no_obstacle() {
     bytes.extend(b"\xe9\n");
     private_fs::write(&user, &bytes).unwrap();
     private_fs::write(&global, text("@revoked h {ed25519-1}\ng {ecdsa-1}\n").as_bytes()).unwrap();
-    let files = KnownHostsFiles { user: vec![user], global: vec![global.clone()], hash: false };
+    let files =
+        KnownHostsFiles { user: vec![user], global: vec![global.clone()], hash: false, command: None };
     let known = KnownHosts::load(&files).unwrap();
     assert_eq!(known.bad_lines(), []);
     let expected = Verdict::Revoked { path: global, line: 1 };
