@@ -102,9 +102,15 @@ pub(super) async fn candidates(
         let files = files.iter().map(read).collect::<Vec<_>>();
         let certificates: Vec<_> =
             certificates.iter().filter_map(|path| certificate_file(path, &mut notes)).collect();
+        let devices: Vec<_> = files.iter().filter(|file| file.on_device).map(KeyFile::half).collect();
         let ordered = in_order(files, certificates, agent, only, &mut notes);
         let first = environment.and_then(|key| environment_key(&key, &mut notes));
-        (first.into_iter().chain(ordered).collect(), notes)
+        let keys: Vec<_> = first.into_iter().chain(ordered).collect();
+        // A default is worth a word where it is all that there is.
+        if explicit || keys.is_empty() {
+            notes.extend(devices.iter().filter_map(|device| device.note(&keys)));
+        }
+        (keys, notes)
     });
     reading.await.unwrap_or_default()
 }
@@ -224,6 +230,8 @@ struct KeyFile {
     public: Option<PublicKey>,
     certificate: Option<Certificate>,
     private: Option<Arc<PrivateKey>>,
+    /// It is the handle of a security key.
+    on_device: bool,
     /// The text of the private key, where there is one that may be used.
     text: Option<Arc<SecretString>>,
 }
@@ -292,17 +300,17 @@ impl KeyFile {
             matches!(key.algorithm(), Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256)
         };
         if file.public.as_ref().is_some_and(needs_device) {
-            // Only the agent can talk to the device.
-            if explicit {
-                notes.push(format!(
-                    "the key `{shown}` is on a security key: add it to the agent with `ssh-add`"
-                ));
-            }
+            // Only the agent can talk to the device; whether it does is seen when its keys are.
             file.private = None;
+            file.on_device = true;
             return file;
         }
         file.text = Some(Arc::new(SecretString::from(text.as_str())));
         file
+    }
+
+    fn half(&self) -> Device {
+        Device { path: self.path.clone(), public: self.public.clone() }
     }
 
     /// Returns the key to try with `certificate`, or as it is.
@@ -310,6 +318,28 @@ impl KeyFile {
         let text = Arc::clone(self.text.as_ref()?);
         let source = Source::File { path: self.path.clone(), private: self.private.clone(), text };
         Some(Candidate { public: self.public.clone(), certificate, source, comment: String::new() })
+    }
+}
+
+/// The file of a key that is on a security key.
+struct Device {
+    path: PathBuf,
+    public: Option<PublicKey>,
+}
+
+impl Device {
+    /// Says what to do where the key is not among those that will be tried.
+    fn note(&self, keys: &[Candidate]) -> Option<String> {
+        let same = |key: &Candidate| match (&key.public, &self.public) {
+            (Some(a), Some(b)) => a.key_data() == b.key_data(),
+            _ => false,
+        };
+        let shown = one_line(&self.path.display().to_string());
+        (!keys.iter().any(same)).then(|| {
+            format!(
+                "the key `{shown}` is on a security key, which only an agent can use: run `ssh-add '{shown}'`"
+            )
+        })
     }
 }
 
@@ -343,198 +373,12 @@ fn read_small(path: &Path) -> io::Result<(u32, Zeroizing<String>)> {
     }
     let mut text = Zeroizing::new(String::new());
     file.take(LARGEST_KEY).read_to_string(&mut text)?;
-    // As OpenSSH: who shares somebody else's file with whom is not ours to say, such as a secret mounted for a group.
-    let ours = metadata.uid() == rustix::process::geteuid().as_raw();
+    // As OpenSSH (`sshkey_perm_ok` in authfile.c looks at the mode of the user's own files only): who shares somebody
+    // else's file with whom is not ours to say, such as a secret that a cluster mounts for a group.
+    let ours = metadata.uid() == rustix::process::getuid().as_raw();
     Ok((metadata.mode() & if ours { 0o7777 } else { 0o7700 }, text))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use russh::keys::ssh_key::LineEnding;
-    use secrecy::ExposeSecret as _;
-
-    use super::*;
-    use crate::ssh::peer::key;
-
-    fn write(path: &Path, text: &str, mode: u32) {
-        use std::io::Write as _;
-        File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-    }
-
-    fn private(seed: u8) -> Zeroizing<String> {
-        key(seed).to_openssh(LineEnding::LF).unwrap()
-    }
-
-    fn held(seed: u8, comment: &str) -> AgentIdentity {
-        AgentIdentity::PublicKey { key: key(seed).public_key().clone(), comment: comment.into() }
-    }
-
-    fn names(candidates: &[Candidate]) -> Vec<String> {
-        candidates.iter().map(Candidate::name).collect()
-    }
-
-    #[tokio::test]
-    async fn the_agents_keys_come_first_and_those_that_are_configured_before_the_others() {
-        let home = tempfile::tempdir().unwrap();
-        let path = |name: &str| home.path().join(name);
-        write(&path("a"), &private(1), 0o600);
-        write(&path("b.pub"), &key(2).public_key().to_openssh().unwrap(), 0o644);
-        let identities = |only| Identities {
-            files: vec![path("a"), path("b"), path("missing")],
-            only,
-            ..Identities::default()
-        };
-        let agent = || vec![held(3, "other"), held(2, "b of mine")];
-        let (all, notes) = candidates(&identities(false), agent()).await;
-        let a = format!("`{}`", path("a").display());
-        assert_eq!(names(&all), ["`b of mine` of the agent", "`other` of the agent", &a]);
-        assert!(notes.is_empty(), "{notes:?}");
-        let (only, _) = candidates(&identities(true), agent()).await;
-        assert_eq!(names(&only), ["`b of mine` of the agent", &a]);
-        let (held_by_both, _) = candidates(&identities(true), vec![held(1, "a too")]).await;
-        assert_eq!(
-            names(&held_by_both),
-            ["`a too` of the agent"],
-            "a file whose key the agent holds is not tried again"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_key_that_others_can_read_is_ignored_and_said_to_be() {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("id");
-        write(&path, &private(1), 0o644);
-        let identities = Identities { files: vec![path.clone()], explicit: true, ..Identities::default() };
-        let (keys, notes) = candidates(&identities, vec![]).await;
-        assert!(keys.is_empty());
-        assert!(notes[0].contains("others can read it (mode 0644)"), "{notes:?}");
-        assert!(notes[0].ends_with(&format!("run `chmod go= '{}'`", path.display())), "{notes:?}");
-    }
-
-    #[tokio::test]
-    async fn a_named_key_that_is_missing_or_broken_is_said() {
-        let home = tempfile::tempdir().unwrap();
-        let (missing, broken) = (home.path().join("missing"), home.path().join("broken"));
-        write(&broken, "no key\n", 0o600);
-        let identities = Identities { files: vec![missing, broken], explicit: true, ..Identities::default() };
-        let (keys, notes) = candidates(&identities, vec![]).await;
-        assert!(keys.is_empty());
-        assert!(notes[0].contains("there is no such file"), "{notes:?}");
-        assert!(notes[1].contains("holds no key"), "{notes:?}");
-    }
-
-    /// Runs the real tool, in `directory`.
-    fn ssh_keygen(directory: &Path, arguments: &[&str]) {
-        let ran = std::process::Command::new("ssh-keygen").args(arguments).current_dir(directory).output();
-        let ran = ran.expect("these tests use `ssh-keygen`: install openssh-client");
-        assert!(ran.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
-    }
-
-    #[tokio::test]
-    async fn every_format_that_ssh_keygen_writes_is_read_with_its_passphrase_and_without() {
-        let home = tempfile::tempdir().unwrap();
-        for (format, kind) in [
-            ("RFC4716", "rsa"),
-            ("RFC4716", "ecdsa"),
-            ("RFC4716", "ed25519"),
-            ("PEM", "rsa"),
-            ("PEM", "ecdsa"),
-            ("PKCS8", "rsa"),
-            ("PKCS8", "ecdsa"),
-        ] {
-            for passphrase in ["", "opensesame"] {
-                let name = format!("{format}-{kind}-{passphrase}");
-                let make = ["-q", "-t", kind, "-m", format, "-N", passphrase, "-f", &name];
-                ssh_keygen(home.path(), &make);
-                let path = home.path().join(&name);
-                let public = std::fs::read_to_string(home.path().join(format!("{name}.pub"))).unwrap();
-                let public = PublicKey::from_openssh(&public).unwrap();
-                std::fs::remove_file(home.path().join(format!("{name}.pub"))).unwrap();
-                let identities = Identities { files: vec![path], explicit: true, ..Identities::default() };
-                let (keys, notes) = candidates(&identities, vec![]).await;
-                if name == "PEM-ecdsa-opensesame" {
-                    assert!(keys.is_empty() && notes[0].contains("ssh-keygen -p -f"), "{notes:?}");
-                    continue;
-                }
-                assert!(notes.is_empty(), "{name}: {notes:?}");
-                let Source::File { private, text, .. } = &keys[0].source else { panic!("{keys:?}") };
-                assert_eq!(private.is_some(), passphrase.is_empty(), "{name}");
-                let private = match private {
-                    Some(private) => private.as_ref().clone(),
-                    None => russh::keys::decode_secret_key(text.expose_secret(), Some(passphrase))
-                        .unwrap_or_else(|error| panic!("{name}: {error}")),
-                };
-                assert_eq!(private.public_key().key_data(), public.key_data(), "{name}");
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn certificates_go_first_and_find_who_can_sign_with_them() {
-        let home = tempfile::tempdir().unwrap();
-        let place = home.path();
-        for name in ["ca", "file", "held", "other"] {
-            ssh_keygen(place, &["-q", "-t", "ed25519", "-N", "", "-C", name, "-f", name]);
-            ssh_keygen(place, &["-q", "-s", "ca", "-I", "id", "-n", "me", &format!("{name}.pub")]);
-        }
-        std::fs::rename(place.join("held-cert.pub"), place.join("elsewhere.pub")).unwrap();
-        let path = |name: &str| place.join(name);
-        let public =
-            |name: &str| PublicKey::from_openssh(&std::fs::read_to_string(path(name)).unwrap()).unwrap();
-        std::fs::remove_file(path("held")).unwrap();
-        let agent = vec![AgentIdentity::PublicKey { key: public("held.pub"), comment: "held".into() }];
-        let identities = Identities {
-            files: vec![path("file"), path("held")],
-            certificates: vec![path("elsewhere.pub"), path("other-cert.pub"), path("missing")],
-            explicit: true,
-            ..Identities::default()
-        };
-        let (keys, notes) = candidates(&identities, agent).await;
-        let titles: Vec<_> = keys.iter().map(Candidate::title).collect();
-        assert_eq!(
-            titles,
-            [
-                format!("certificate `{}` of the agent", path("elsewhere.pub").display()),
-                format!("certificate `{}`", path("file").display()),
-                "key `held` of the agent".to_owned(),
-                format!("key `{}`", path("file").display()),
-            ]
-        );
-        assert_eq!(notes.len(), 2, "{notes:?}");
-        assert!(notes[0].contains("missing") && notes[1].contains("other-cert.pub"), "{notes:?}");
-    }
-
-    #[tokio::test]
-    async fn a_key_of_the_environment_goes_first_and_is_never_shown() {
-        for (text, found) in
-            [(private(3).to_string(), 1), ("nonsense".to_owned(), 0), (crate::ssh::peer::encrypted_key(), 0)]
-        {
-            let key =
-                EnvironmentKey { name: "KEY".into(), text: Arc::new(SecretString::from(text.as_str())) };
-            let identities = Identities { environment: Some(key), ..Identities::default() };
-            let (keys, notes) = candidates(&identities, vec![held(1, "a")]).await;
-            assert_eq!(keys.len(), found + 1);
-            assert_eq!(notes.len(), 1 - found, "{notes:?}");
-            assert_eq!(keys[0].name(), if found == 1 { "of `$KEY`" } else { "`a` of the agent" });
-            assert!(!format!("{identities:?}{notes:?}").contains(text.trim()));
-        }
-    }
-
-    #[tokio::test]
-    async fn an_encrypted_key_shows_its_public_half_and_keeps_its_secret() {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("id");
-        let encrypted = crate::ssh::peer::encrypted_key();
-        write(&path, &encrypted, 0o600);
-        let identities = Identities { files: vec![path], explicit: true, ..Identities::default() };
-        let (keys, notes) = candidates(&identities, vec![]).await;
-        assert!(notes.is_empty(), "{notes:?}");
-        let Source::File { private: None, text, .. } = &keys[0].source else { panic!("{keys:?}") };
-        assert!(keys[0].public.is_some());
-        assert_eq!(text.expose_secret(), encrypted);
-        assert!(!format!("{keys:?}").contains("OPENSSH PRIVATE KEY"));
-    }
-}
+#[path = "identity_tests.rs"]
+mod tests;

@@ -48,6 +48,7 @@ mod refusals;
 mod returns;
 mod rudeness;
 mod sdks;
+mod security_keys;
 mod sftp;
 mod shells;
 mod sign_ins;
