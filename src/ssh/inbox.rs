@@ -104,6 +104,9 @@ pub(super) struct State {
     pub(super) chunks: VecDeque<Chunk>,
     /// Bytes in `chunks`.
     pub(super) waiting: usize,
+    /// Bytes that the reader has taken, and how many of them the pump waits for.
+    pub(super) taken: u64,
+    pub(super) wanted: Option<u64>,
     received: usize,
     limit: Limit,
     /// Nobody will read any more: count and forget.
@@ -136,6 +139,8 @@ impl Inbox {
         Self(Mutex::new(State {
             chunks: VecDeque::new(),
             waiting: 0,
+            taken: 0,
+            wanted: None,
             received: 0,
             limit,
             deaf: false,
@@ -308,7 +313,17 @@ impl State {
         let chunk = self.chunks.pop_front()?;
         self.waiting = self.waiting.saturating_sub(chunk.bytes.len());
         self.hold();
+        self.took(chunk.bytes.len());
         Some(chunk)
+    }
+
+    /// The reader has taken so much.
+    pub(super) fn took(&mut self, bytes: usize) {
+        self.taken = self.taken.saturating_add(bytes as u64);
+        if self.wanted.is_some_and(|wanted| self.taken >= wanted) {
+            self.wanted = None;
+            self.wake(Waiter::Pump);
+        }
     }
 
     /// Stops reading the connection when too much waits, and goes on when half of it is gone.

@@ -1,24 +1,38 @@
 //! A command or shell on the host: its streams, its signals, its end.
 //!
 //! Its output may be read by a person in a pager, or by nobody for an hour, and russh has no back-pressure per
-//! channel. So what waits beyond [`IN_MEMORY`] goes into a file that has no name, and comes back from there in order.
+//! channel. So when more than [`IN_MEMORY`] waits, the whole connection is not read until a quick reader, a pipe or a
+//! disk, has taken it; it is no use to write to a file what is wanted in a moment. Where the reader is slow, the others
+//! on the connection do not wait for it: what it has left goes into a file that has no name, and comes back in order.
 
 use std::{
     collections::VecDeque, fs::File, future::poll_fn, io, os::unix::fs::FileExt as _, pin::pin, sync::Arc,
+    time::Duration,
 };
 
-use bytes::{Buf as _, BufMut as _, Bytes};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use russh::{ChannelWriteHalf, client::Msg};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
-use tokio::io::DuplexStream;
+use tokio::{io::DuplexStream, time::timeout};
 
 use super::{
     inbox::{Chunk, End, Exit, Inbox, Kind, Limit, Overflow, State},
     pump::{Finished, Outward, Pump, WRITE_AHEAD},
+    transport::Kill,
 };
 
 /// What of a process's output waits in memory before it goes to a file, in bytes.
 const IN_MEMORY: usize = 1 << 20;
+
+/// A reader that takes [`QUICK`] bytes in this time is waited for: 20 MB/s. Requests for credentials wait as long.
+const GRACE: Duration = Duration::from_millis(25);
+const QUICK: u64 = 512 << 10;
+
+/// How long the connection waits for the file, before memory has to hold what comes.
+const FILE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is written in one piece, in bytes: the way to standard output is a thread of its own, and has its price.
+const PIECE: usize = 256 << 10;
 
 /// What may wait in memory while the file is slow, in bytes. Beyond it the disk is broken, and the channel is cut.
 const MOST_IN_MEMORY: usize = 64 << 20;
@@ -70,7 +84,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(super) fn new(channel: Outward, keep: Keep, has_pty: bool) -> (Self, Pump) {
+    pub(super) fn new(channel: Outward, transport: Kill, keep: Keep, has_pty: bool) -> (Self, Pump) {
         let (stdin, outgoing) = tokio::io::duplex(WRITE_AHEAD);
         let process = Self {
             stdin,
@@ -95,7 +109,7 @@ impl Process {
                             drop(channel.write.eof().await);
                             break channel.linger().await;
                         }
-                        batch = overflowing(&inbox), if keep == Keep::All => keep_in_file(&inbox, batch).await,
+                        () = too_much(&inbox), if keep == Keep::All => relieve(&inbox, &transport).await,
                         () = &mut sending => {}
                     }
                 }
@@ -167,7 +181,10 @@ impl Events {
                     let read = tokio::task::spawn_blocking(move || read_back(&file, from, to)).await;
                     match read.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())) {
                         Ok((chunks, upto)) => {
-                            self.inbox.state().overflow.read = upto;
+                            let mut state = self.inbox.state();
+                            state.overflow.read = upto;
+                            state.took(chunks.iter().map(|chunk: &Chunk| chunk.bytes.len()).sum());
+                            drop(state);
                             self.returned = chunks;
                         }
                         Err(error) => {
@@ -207,9 +224,26 @@ fn next(state: &mut State) -> Option<Next> {
         return None;
     }
     match state.pop() {
-        Some(chunk) => Some(Next::Chunk(chunk)),
+        Some(chunk) => Some(Next::Chunk(with_more(chunk, state))),
         None => state.end.is_some().then_some(Next::Over),
     }
+}
+
+/// Adds what has come behind a chunk on the same stream, as it is written in one piece.
+fn with_more(first: Chunk, state: &mut State) -> Chunk {
+    let fits = |bytes: usize, state: &State| {
+        state.chunks.front().is_some_and(|next| next.kind == first.kind && bytes + next.bytes.len() <= PIECE)
+    };
+    if !fits(first.bytes.len(), state) {
+        return first;
+    }
+    let mut piece = BytesMut::with_capacity(PIECE);
+    piece.extend_from_slice(&first.bytes);
+    while fits(piece.len(), state) {
+        let Some(next) = state.pop() else { break };
+        piece.extend_from_slice(&next.bytes);
+    }
+    Chunk { kind: first.kind, bytes: piece.freeze() }
 }
 
 /// What leaves memory in one piece.
@@ -219,24 +253,75 @@ struct Batch {
     at: u64,
 }
 
-/// Waits until too much is in memory, and takes all of it.
-async fn overflowing(inbox: &Inbox) -> Batch {
-    inbox
-        .pump_waits(|state| {
-            if state.waiting <= IN_MEMORY {
-                return None;
-            }
-            let overflow = &mut state.overflow;
-            if overflow.read == overflow.written {
-                // All of it was read: begin anew, and give the space back.
-                (overflow.read, overflow.written) = (0, 0);
-            }
-            overflow.busy = true;
-            let batch = Batch { chunks: VecDeque::new(), file: overflow.file.clone(), at: overflow.written };
-            state.waiting = 0;
-            Some(Batch { chunks: std::mem::take(&mut state.chunks), ..batch })
-        })
-        .await
+/// While it lives, nothing of the connection is read.
+struct Held<'a>(&'a Kill);
+
+impl<'a> Held<'a> {
+    fn new(transport: &'a Kill) -> Self {
+        transport.hold(true);
+        Self(transport)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.hold(false);
+    }
+}
+
+/// Waits until too much is in memory.
+async fn too_much(inbox: &Inbox) {
+    inbox.pump_waits(|state| (state.waiting > IN_MEMORY).then_some(())).await;
+}
+
+/// Waits for a quick reader, and puts into the file what a slow one has left.
+async fn relieve(inbox: &Inbox, transport: &Kill) {
+    let held = Held::new(transport);
+    while !is_relieved(&inbox.state()) {
+        if timeout(GRACE, taken(inbox)).await.is_ok() {
+            continue;
+        }
+        let batch = overflowing(&mut inbox.state());
+        let mut keeping = pin!(keep_in_file(inbox, batch));
+        if timeout(FILE_TIMEOUT, &mut keeping).await.is_err() {
+            drop(held);
+            keeping.await;
+        }
+        break;
+    }
+    inbox.state().wanted = None;
+}
+
+/// Whether nothing more has to be done about what waits, here and in the file.
+fn is_relieved(state: &State) -> bool {
+    let Overflow { read, written, .. } = state.overflow;
+    let over = state.end.is_some() || state.is_deaf();
+    over || state.waiting as u64 + (written - read) <= (IN_MEMORY / 2) as u64
+}
+
+/// Waits until the reader has taken so much more that it is a quick one.
+async fn taken(inbox: &Inbox) {
+    let wanted = {
+        let mut state = inbox.state();
+        // Less than there is: else it is relieved.
+        let wanted = state.taken + QUICK;
+        state.wanted = Some(wanted);
+        wanted
+    };
+    inbox.pump_waits(|state| (state.taken >= wanted || is_relieved(state)).then_some(())).await;
+}
+
+/// Takes all that is in memory.
+fn overflowing(state: &mut State) -> Batch {
+    let overflow = &mut state.overflow;
+    if overflow.read == overflow.written {
+        // All of it was read: begin anew, and give the space back.
+        (overflow.read, overflow.written) = (0, 0);
+    }
+    overflow.busy = true;
+    let (file, at) = (overflow.file.clone(), overflow.written);
+    state.waiting = 0;
+    Batch { chunks: std::mem::take(&mut state.chunks), file, at }
 }
 
 /// Puts `batch` behind what is in the file. Not to be cancelled: what was taken would be lost.
@@ -333,7 +418,7 @@ fn nameless_file() -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ssh::inbox::Verdict;
+    use crate::ssh::{inbox::Verdict, transport::Transport};
 
     fn output(inbox: &Arc<Inbox>) -> Events {
         Events { inbox: Arc::clone(inbox), returned: VecDeque::new(), over: false }
@@ -358,17 +443,24 @@ mod tests {
                 assert_eq!(inbox.push(kind, &numbered(next)), Verdict::Keep);
                 next += 1;
                 if inbox.state().waiting > IN_MEMORY {
-                    let batch = overflowing(&inbox).await;
+                    let batch = overflowing(&mut inbox.state());
                     keep_in_file(&inbox, batch).await;
                 }
                 assert!(inbox.state().waiting <= IN_MEMORY);
             }
-            for _ in 0..take {
-                let event = events.next().await.unwrap();
-                let expected = Bytes::from(numbered(read));
-                let expected = if read % 3 == 0 { Event::Stderr(expected) } else { Event::Stdout(expected) };
-                assert!(event == expected, "chunk {read} is out of order");
-                read += 1;
+            let upto = read + take;
+            while read < upto.min(next) {
+                // Those that wait in memory on one stream come as one.
+                let (kind, mut bytes) = match events.next().await.unwrap() {
+                    Event::Stderr(bytes) => (0, bytes),
+                    Event::Stdout(bytes) => (1, bytes),
+                    Event::Exit(exit) => panic!("{exit:?}"),
+                };
+                while !bytes.is_empty() {
+                    assert_eq!((read % 3).min(1), kind, "chunk {read} is on the other stream");
+                    assert!(bytes.split_to(32 * 1024) == numbered(read), "chunk {read} is out of order");
+                    read += 1;
+                }
             }
         }
         assert_eq!(read, next);
@@ -376,6 +468,77 @@ mod tests {
         inbox.end(End::Closed);
         assert_eq!(events.next().await, Some(Event::Exit(Exit::Status(3))));
         assert_eq!(events.next().await, None);
+    }
+
+    /// A connection of which a channel has a little more than may wait, and its transport.
+    fn flooded() -> (Arc<Inbox>, Events, Kill, Transport<DuplexStream>) {
+        let (transport, kill) = Transport::new(tokio::io::duplex(1).0);
+        let inbox = Arc::new(Inbox::new(Keep::All.limit()));
+        let events = output(&inbox);
+        let mut next = 0;
+        while inbox.state().waiting <= IN_MEMORY {
+            assert_eq!(inbox.push(Kind::Data, &numbered(next)), Verdict::Keep);
+            next += 1;
+        }
+        (inbox, events, kill, transport)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quick_reader_is_waited_for_and_nothing_goes_to_a_file() {
+        let (inbox, mut events, kill, _transport) = flooded();
+        let reading = async {
+            let mut read = 0;
+            while read <= IN_MEMORY {
+                assert!(kill.is_held() || read > IN_MEMORY / 2, "others wait after {read} bytes");
+                let Some(Event::Stdout(bytes)) = events.next().await else { panic!() };
+                read += bytes.len();
+                tokio::time::sleep(GRACE / 4).await;
+            }
+        };
+        tokio::join!(relieve(&inbox, &kill), reading);
+        assert!(inbox.state().overflow.file.is_none() && !kill.is_held());
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_has_a_file_and_holds_up_nobody() {
+        let (inbox, mut events, kill, _transport) = flooded();
+        let waiting = inbox.state().waiting;
+        relieve(&inbox, &kill).await;
+        assert!(inbox.state().overflow.file.is_some() && inbox.state().waiting == 0 && !kill.is_held());
+        let mut read = 0;
+        while read < waiting {
+            let Some(Event::Stdout(bytes)) = events.next().await else { panic!() };
+            read += bytes.len();
+        }
+        assert_eq!(read, waiting);
+        // Nobody reads at all any more: neither is there a file, nor does anybody wait.
+        let (inbox, events, kill, _transport) = flooded();
+        let leaving = async {
+            tokio::task::yield_now().await;
+            drop(events);
+        };
+        tokio::join!(relieve(&inbox, &kill), leaving);
+        assert!(inbox.state().overflow.file.is_none() && !kill.is_held());
+    }
+
+    #[tokio::test]
+    async fn what_waits_on_one_stream_is_one_piece() {
+        let inbox = Arc::new(Inbox::new(Keep::All.limit()));
+        let mut events = output(&inbox);
+        for (kind, bytes) in [(Kind::Data, "a"), (Kind::Data, "b"), (Kind::Extended, "c"), (Kind::Data, "d")]
+        {
+            assert_eq!(inbox.push(kind, bytes.as_bytes()), Verdict::Keep);
+        }
+        for n in 0..9 {
+            assert_eq!(inbox.push(Kind::Data, &numbered(n)), Verdict::Keep);
+        }
+        assert_eq!(events.next().await, Some(Event::Stdout("ab".into())));
+        assert_eq!(events.next().await, Some(Event::Stderr("c".into())));
+        let Some(Event::Stdout(piece)) = events.next().await else { panic!() };
+        assert_eq!(piece.len(), 1 + 7 * 32 * 1024, "no more than a piece");
+        let Some(Event::Stdout(rest)) = events.next().await else { panic!() };
+        assert_eq!(rest.len(), 2 * 32 * 1024);
+        assert_eq!(inbox.state().waiting, 0);
     }
 
     #[tokio::test]

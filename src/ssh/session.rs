@@ -302,7 +302,7 @@ impl Session {
         }
         let requested = channel.write.exec(true, command).await;
         self.requested(&channel, "a command", requested).await?;
-        Ok(Process::new(channel, keep, false))
+        Ok(Process::new(channel, self.shared.kill.clone(), keep, false))
     }
 
     /// Runs `command`, or the login shell without one, on a terminal. A server that gives no terminal runs it all
@@ -325,7 +325,7 @@ impl Session {
             Err(refused) => return Err(refused.into()),
         };
         self.requested(&channel, what, requested).await?;
-        Ok(Process::new(channel, Keep::All, has_pty))
+        Ok(Process::new(channel, self.shared.kill.clone(), Keep::All, has_pty))
     }
 
     /// Asks for the variables without waiting for an answer: most servers take few, and say nothing about it.

@@ -89,6 +89,11 @@ impl Kill {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_held(&self) -> bool {
+        self.0.held.load(Ordering::Acquire)
+    }
+
     /// Returns why it was killed, if it was.
     pub(crate) fn reason(&self) -> Option<Killed> {
         self.0.killed.borrow().clone()
