@@ -41,6 +41,7 @@ mod names;
 mod neighbours;
 mod no_proc;
 mod nodes;
+mod other_servers;
 mod picker;
 mod profiles;
 mod recipes;

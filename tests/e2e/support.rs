@@ -15,6 +15,8 @@ use sandbox::{
     users::{AsUser as _, User},
 };
 
+use crate::other_servers::{Kind, Server};
+
 pub const ACCOUNT: &str = "123456789012";
 pub const REGION: &str = "eu-west-1";
 
@@ -44,6 +46,8 @@ pub struct World {
     tokens: Vec<String>,
     /// What programs of this test printed as events.
     events: Vec<String>,
+    /// What the laptop connects to instead of the sshd.
+    other: Option<Server>,
 }
 
 impl World {
@@ -79,14 +83,23 @@ impl World {
         let profiles = [("dev", ACCOUNT, "Developer"), ("audit", ACCOUNT, "Auditor")];
         aws.seed_home(laptop.path(), "corp", &profiles, REGION);
         aws.seed_token(laptop.path(), "corp");
-        laptop.add_host(&Host {
-            alias: BASTION.into(),
-            port: sshd.port(),
-            user: sshd.user().name.clone(),
-            known_hosts_line: sshd.known_hosts_line("127.0.0.1"),
-            key: sshd.client_key(),
+        let other = Kind::asked_for().map(|kind| {
+            let environment: Vec<_> =
+                aws.environment().into_iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+            Server::start(kind, &sshd, &laptop, &environment)
         });
-        let world = Self { aws, sshd, laptop, said: Vec::new(), tokens: Vec::new(), events: Vec::new() };
+        match &other {
+            Some(server) => laptop.add_host(server.host()),
+            None => laptop.add_host(&Host {
+                alias: BASTION.into(),
+                port: sshd.port(),
+                user: sshd.user().name.clone(),
+                known_hosts_line: sshd.known_hosts_line("127.0.0.1"),
+                key: sshd.client_key(),
+            }),
+        }
+        let world =
+            Self { aws, sshd, laptop, said: Vec::new(), tokens: Vec::new(), events: Vec::new(), other };
         world.own_aws_files();
         world
     }
@@ -316,14 +329,15 @@ impl World {
         self.processes_on_host().into_values().collect()
     }
 
-    /// The processes of the host's user in this test's network, with their command lines.
+    /// The processes of the host's user in this test's network, with their command lines, but for the server.
     pub fn processes_on_host(&self) -> BTreeMap<i32, String> {
         use std::os::unix::fs::MetadataExt as _;
 
         let here = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let server = self.other.as_ref().map(Server::pid);
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         let running = processes.filter_map(|entry| {
-            let id = entry.file_name().to_str()?.parse().ok()?;
+            let id = entry.file_name().to_str()?.parse().ok().filter(|id| Some(*id) != server)?;
             let ours = entry.metadata().ok()?.uid() == self.sshd.user().uid
                 && std::fs::read_link(entry.path().join("ns/net")).ok()? == here;
             let command = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
