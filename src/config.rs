@@ -116,23 +116,28 @@ impl Environment {
             .join("broker")
     }
 
+    /// Returns the directories of the user's session, which go with it: `$XDG_RUNTIME_DIR`, and where it usually is.
+    pub(crate) fn session_directories(&self) -> Vec<PathBuf> {
+        let named = self.get("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        let system = PathBuf::from(format!("/run/user/{}", nix::unistd::Uid::effective()));
+        named.into_iter().chain(system.is_dir().then_some(system)).collect()
+    }
+
     /// Returns where control sockets may lie, the first that works first: what the session has for that, and what is
     /// there without a session; where both fail, below the state directory and in `/tmp`. One of several machines that
     /// share a home has its own.
     pub(crate) fn runtime_directories(&self) -> Vec<PathBuf> {
         let uid = nix::unistd::Uid::effective();
-        let absolute = |name| self.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let session = absolute("XDG_RUNTIME_DIR").map(|path| path.join("broker"));
-        let system = PathBuf::from(format!("/run/user/{uid}"));
-        let system = system.is_dir().then(|| system.join("broker"));
         // On macOS this is the user's alone; elsewhere it is not where another terminal would look.
-        let temporary = absolute("TMPDIR").filter(|_| cfg!(target_os = "macos"));
+        let temporary = self.get("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        let temporary = temporary.filter(|_| cfg!(target_os = "macos"));
         let machine: String =
             self.host_name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-        let mut places: Vec<PathBuf> = session
+        let mut places: Vec<PathBuf> = self
+            .session_directories()
             .into_iter()
-            .chain(system)
-            .chain(temporary.map(|path| path.join("broker")))
+            .chain(temporary)
+            .map(|path| path.join("broker"))
             .chain([
                 self.state_directory().join(format!("run-{machine}")),
                 PathBuf::from(format!("/tmp/.broker-control-{uid}")),

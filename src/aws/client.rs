@@ -107,7 +107,8 @@ impl Endpoints {
         }
     }
 
-    fn portal(&self, region: &Region) -> String {
+    /// Returns where the access portal answers.
+    pub(super) fn portal(&self, region: &Region) -> String {
         self.sso.clone().unwrap_or_else(|| format!("https://portal.sso.{region}.{}", suffix(region)))
     }
 

@@ -9,6 +9,7 @@ mod credentials;
 pub(crate) mod discover;
 mod http;
 pub(crate) mod identity;
+pub(crate) mod kept;
 pub(crate) mod login;
 mod login_session;
 mod metadata;

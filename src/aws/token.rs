@@ -159,6 +159,34 @@ pub(super) fn to_bytes(map: Map<String, Value>) -> Zeroizing<Vec<u8>> {
     bytes
 }
 
+/// Returns a JSON string as Python's `json.dumps` writes it: everything but ASCII as `\uXXXX`.
+pub(super) fn python_json(text: &str) -> String {
+    use std::fmt::Write as _;
+
+    let mut json = String::with_capacity(text.len() + 2);
+    json.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => json.push_str("\\\""),
+            '\\' => json.push_str("\\\\"),
+            '\n' => json.push_str("\\n"),
+            '\r' => json.push_str("\\r"),
+            '\t' => json.push_str("\\t"),
+            '\u{8}' => json.push_str("\\b"),
+            '\u{c}' => json.push_str("\\f"),
+            ' '..='~' => json.push(c),
+            _ => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    // Writing to a String cannot fail.
+                    let _ = write!(json, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+    json.push('"');
+    json
+}
+
 /// Returns the name of a cache file: the SHA-1 of its key, in hex.
 pub(super) fn file_stem(key: &str) -> String {
     use fmt::Write as _;
@@ -334,6 +362,12 @@ pub(super) mod tests {
                 "{life} {refresh} {registration}"
             );
         }
+    }
+
+    #[test]
+    fn strings_are_written_as_python_writes_them() {
+        // python3 -c 'import json; print(json.dumps("é\"\\\n\x7f😀"))'
+        assert_eq!(python_json("é\"\\\n\u{7f}😀"), r#""\u00e9\"\\\n\u007f\ud83d\ude00""#);
     }
 
     #[test]

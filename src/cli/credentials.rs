@@ -1,6 +1,11 @@
 //! `broker credentials`: one set of role credentials for this machine.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    process::ExitCode,
+    slice,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use clap::{Args, ValueEnum};
 use zeroize::Zeroizing;
@@ -14,9 +19,14 @@ use super::{
     with_ticks,
 };
 use crate::{
+    aws::{
+        client::Endpoints,
+        kept::Kept,
+        profile::{Profile, SsoRole},
+    },
     clock::{self, Clock},
     config::{Environment, whose},
-    creds::{FetchError, RoleSource, secret::RoleCredentials},
+    creds::{FetchError, RoleSource, freshness, secret::RoleCredentials},
     remote::exports::{self, Shell},
     serve,
 };
@@ -112,7 +122,6 @@ pub(super) async fn run(
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
     picker::choose_one(&mut arguments.whose, &|_| true, output, environment, terminal).await?;
-    let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
     let clock = Clock::system();
     let wanted = arguments.whose.wanted(&environment.host_name);
     if let [_, second, ..] = wanted.profiles.as_slice() {
@@ -125,35 +134,42 @@ pub(super) async fn run(
     for notice in &notices {
         terminal.notice(notice);
     }
-    let identity = Identity::new(&profiles, environment, &endpoints, &clock);
-    let login = Login { terminal, batch: output.batch, device_code: arguments.device_code };
     let Some(profile) = profiles.first() else {
         return Err(Failure::new(Kind::Failed, "no profile"));
     };
-    let name = profile.name.as_str();
-    let source = identity.source(profile);
-    let fetched = async {
-        identity.sign_in(&login).await?;
-        match fetch(&*source).await {
-            // The token looked valid, but AWS had ended the session.
-            Err(FetchError::LoginNeeded { .. }) if !login.batch => {
-                identity.sign_in(&login).await?;
-                fetch(&*source).await
+    let shelf = Shelf::new(profile, environment, &endpoints);
+    let left = |credentials: &RoleCredentials| {
+        credentials.expires_at.duration_since(clock.now()).unwrap_or_default()
+    };
+    let least = arguments.min_life.unwrap_or_default();
+    let kept = shelf.find(clock.now()).filter(|kept| left(kept) >= least);
+    let credentials = match kept {
+        // Programs that ask for credentials do so again when these have become shorter than that.
+        Some(kept) if left(&kept) > freshness::REFRESH => kept,
+        kept => {
+            let login = Login { terminal, batch: output.batch, device_code: arguments.device_code };
+            match obtain(profile, environment, &endpoints, &clock, &login).await {
+                Ok(credentials) => {
+                    shelf.keep(&credentials);
+                    credentials
+                }
+                Err(failure) => match kept.filter(|_| failure.kind == Kind::Failed) {
+                    Some(kept) => {
+                        terminal.warning(&format!(
+                            "{failure}; these, which were fetched before, live {} s more",
+                            left(&kept).as_secs()
+                        ));
+                        kept
+                    }
+                    None => return Err(failure),
+                },
             }
-            other => other,
-        }
-        .map_err(|error| identity::no_credentials(name, Arc::new(error), login.batch))
-    };
-    let credentials = tokio::select! {
-        fetched = with_ticks(terminal, Box::pin(fetched)) => fetched?,
-        _ = stop => {
-            drop(tokio::time::timeout(SETTLING, identity.settle()).await);
-            return Err(Failure::new(Kind::Interrupted, "interrupted"));
         }
     };
-    let left = credentials.expires_at.duration_since(clock.now()).unwrap_or_default();
-    if let Some(wanted) = arguments.min_life.filter(|wanted| left < *wanted) {
-        let error = TooShort { profile: name.to_owned(), left: left.as_secs(), wanted: wanted.as_secs() };
+    let left = left(&credentials);
+    if left < least {
+        let profile = profile.name.to_string();
+        let error = TooShort { profile, left: left.as_secs(), wanted: least.as_secs() };
         let hint = "AWS decides how long they live: the permission set's session duration, or `--duration` of a role";
         return Err(Failure::new(Kind::Failed, error).with_hint(Some(hint.to_owned())));
     }
@@ -161,6 +177,64 @@ pub(super) async fn run(
         .ok_or_else(|| Failure::new(Kind::Failed, "AWS gave credentials whose end cannot be written"))?;
     terminal.data(text.as_bytes()).map_err(|e| Failure::new(Kind::Failed, e))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where credentials of one profile are kept, if it is a role of an SSO session.
+struct Shelf<'a> {
+    kept: Kept,
+    role: Option<&'a SsoRole>,
+    endpoints: Endpoints,
+}
+
+impl<'a> Shelf<'a> {
+    fn new(profile: &'a Profile, environment: &Environment, endpoints: &Endpoints) -> Self {
+        let kept = Kept::new(&environment.home, &environment.session_directories());
+        Self { kept, role: profile.source.sso_role(), endpoints: endpoints.or(&profile.urls) }
+    }
+
+    fn find(&self, now: SystemTime) -> Option<RoleCredentials> {
+        self.kept.find(self.role?, &self.endpoints, now)
+    }
+
+    fn keep(&self, credentials: &RoleCredentials) {
+        let Some(role) = self.role else { return };
+        // Whoever asks next has to ask AWS.
+        if let Err(error) = self.kept.keep(role, &self.endpoints, credentials) {
+            tracing::warn!(error = %super::chain(&error), "did not keep the role credentials");
+        }
+    }
+}
+
+/// Gets new credentials, with all that this may take.
+async fn obtain(
+    profile: &Profile,
+    environment: &Environment,
+    endpoints: &Endpoints,
+    clock: &Clock,
+    login: &Login<'_>,
+) -> Result<RoleCredentials, Failure> {
+    let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
+    let identity = Identity::new(slice::from_ref(profile), environment, endpoints, clock);
+    let source = identity.source(profile);
+    let fetched = async {
+        identity.sign_in(login).await?;
+        match fetch(&*source).await {
+            // The token looked valid, but AWS had ended the session.
+            Err(FetchError::LoginNeeded { .. }) if !login.batch => {
+                identity.sign_in(login).await?;
+                fetch(&*source).await
+            }
+            other => other,
+        }
+        .map_err(|error| identity::no_credentials(profile.name.as_str(), Arc::new(error), login.batch))
+    };
+    tokio::select! {
+        fetched = with_ticks(login.terminal, Box::pin(fetched)) => fetched,
+        _ = stop => {
+            drop(tokio::time::timeout(SETTLING, identity.settle()).await);
+            Err(Failure::new(Kind::Interrupted, "interrupted"))
+        }
+    }
 }
 
 /// A source has its own deadlines for each call; this one holds even if one of them is wrong about that.

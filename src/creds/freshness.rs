@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 /// SDKs refresh 15 minutes before expiry or later, so stay ahead of them; short-lived credentials at a third of
 /// their life.
-const REFRESH: Duration = Duration::from_secs(20 * 60);
+pub(crate) const REFRESH: Duration = Duration::from_secs(20 * 60);
 
 /// What to do with credentials now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -370,7 +370,8 @@ fn a_login_of_the_aws_cli_serves_broker_and_one_of_broker_serves_the_aws_cli() {
     assert!(since.contains(&"CreateToken(refresh_token)".to_owned()), "{since:?}");
     let _login = run_within(aws(&world, &["sso", "login", "--profile", "dev"]), &[], BROWSER).success();
     assert_eq!(registrations(&world), 2, "ours is used: {:?}", world.aws.calls());
-    // What they refreshed and wrote anew is ours again, and the other way round.
+    // What they refreshed and wrote anew is ours again, and the other way round; what they have of the role is not asked for.
+    let _forgotten = std::fs::remove_dir_all(world.laptop.join(".aws/cli/cache"));
     let _ours = world.laptop.run(world.broker(&credentials)).success();
     let _out = run_within(aws(&world, &["sso", "logout"]), &[], BROWSER).success();
     let output = world.run(world.broker(&credentials));

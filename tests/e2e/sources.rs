@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use sandbox::aws::{Fault, Operation, TokenSeed};
+use sandbox::aws::{FakeAws, Fault, Operation, TokenSeed};
 use serde_json::Value;
 
 use crate::support::{ACCOUNT, PATIENCE, REGION, World, sdk};
@@ -418,5 +418,119 @@ fn sixteen_brokers_refresh_one_token_once() {
         let refreshes = world.aws.calls().iter().filter(|call| *call == "CreateToken(refresh_token)").count();
         assert_eq!(refreshes, period, "{:?}", world.aws.calls());
     }
+    world.assert_no_secret();
+}
+
+/// Gives `broker` a directory in memory, as a session of the laptop's user has.
+fn in_memory(world: &World) -> tempfile::TempDir {
+    let user = world.laptop.user();
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    std::os::unix::fs::chown(directory.path(), Some(user.uid), Some(user.gid)).unwrap();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    directory
+}
+
+#[test]
+fn a_program_that_is_started_again_and_again_asks_aws_once() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = world("");
+    let memory = in_memory(&world);
+    let runtime = memory.path().display().to_string();
+    let here = [("XDG_RUNTIME_DIR", runtime.as_str())];
+    let asked = |world: &World| world.aws.calls().iter().filter(|call| call.starts_with("GetRole")).count();
+    let first = key(&world, &["-p", "dev"], &here);
+    for arguments in [&["-p", "dev"][..], &["-p", "dev", "--min-life", "50m"]] {
+        assert_eq!(key(&world, arguments, &here), first);
+    }
+    assert_eq!(asked(&world), 1);
+
+    // Another role, another place and a longer life are other credentials.
+    let audit = key(&world, &["-p", "audit"], &here);
+    assert_ne!(audit, first);
+    assert_ne!(key(&world, &["-p", "dev"], &[]), first);
+    assert_eq!(asked(&world), 3);
+    let (code, said) = refused(&mut world, &["-p", "dev", "--min-life", "2h"], &here);
+    assert!(code == 1 && said.contains("less than 7200 s"), "{code} {said}");
+    let second = key(&world, &["-p", "dev"], &here);
+    assert!(second != first && asked(&world) == 4, "what was fetched for it is kept as well");
+
+    // Several at once read and write the same file.
+    let mut brokers: Vec<_> = (0..8)
+        .map(|n| {
+            let life = if n % 2 == 0 { "1m" } else { "61m" };
+            let mut command = world.broker(&["credentials", "--batch", "-p", "dev", "--min-life", life]);
+            command.envs(here);
+            world.laptop.spawn(command)
+        })
+        .collect();
+    let codes: Vec<_> = brokers.iter_mut().map(|broker| broker.wait(PATIENCE).code.unwrap()).collect();
+    assert_eq!(codes, [0, 1, 0, 1, 0, 1, 0, 1]);
+
+    // Soon to end: renewed, and where that fails used to their end, which is said.
+    world.aws.set_role_life(Duration::from_secs(19 * 60));
+    let (code, _) = refused(&mut world, &["-p", "dev", "--min-life", "1h"], &here);
+    assert_eq!(code, 1);
+    let short = key(&world, &["-p", "dev"], &here);
+    assert_ne!(short, key(&world, &["-p", "dev"], &here));
+    world.aws.fault(Operation::GetRoleCredentials, Fault::Status(500));
+    let mut command = world.broker(&["credentials", "--batch", "-p", "dev"]);
+    command.envs(here);
+    let output = world.laptop.run(command).success();
+    assert!(output.stderr().contains("these, which were fetched before, live 11"), "{output}");
+    let (code, said) = refused(&mut world, &["-p", "dev", "--min-life", "19m30s"], &here);
+    assert!(code == 1 && said.contains("AWS gave no credentials"), "{code} {said}");
+    world.aws.clear_faults();
+
+    // Whoever signs out gets nothing of it any more, here and with the AWS CLI's file removed by hand.
+    world.aws.set_role_life(Duration::from_secs(3600));
+    let third = key(&world, &["-p", "dev"], &here);
+    let token = world.laptop.read(FakeAws::token_path(world.laptop.path(), "corp"));
+    std::fs::remove_file(FakeAws::token_path(world.laptop.path(), "corp")).unwrap();
+    let (code, _) = refused(&mut world, &["-p", "dev"], &here);
+    assert_eq!(code, 3);
+    world.laptop.write(FakeAws::token_path(world.laptop.path(), "corp"), &token, 0o600);
+    assert_eq!(key(&world, &["-p", "dev"], &here), third);
+    let mut logout = world.broker(&["logout", "--sso-session", "corp"]);
+    logout.envs(here);
+    world.run(logout).success();
+    world.laptop.write(FakeAws::token_path(world.laptop.path(), "corp"), &token, 0o600);
+    let (code, _) = refused(&mut world, &["-p", "dev"], &here);
+    assert_eq!(code, 3, "the token is dead, and what was kept is gone");
+    world.assert_no_secret();
+}
+
+#[test]
+fn what_the_aws_cli_fetched_serves_broker_until_it_signs_out() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = world("");
+    let aws = |arguments: &[&str]| {
+        let mut command = world.laptop.command(sdk("awscli-v2/aws"));
+        command.args(arguments).envs(world.aws.environment());
+        world.laptop.run(command).success().stdout()
+    };
+    let export = ["configure", "export-credentials", "--profile", "dev"];
+    let theirs: Value = serde_json::from_str(&aws(&export)).unwrap();
+    let calls = world.aws.calls();
+    assert_eq!(json(&world, &["-p", "dev"], &[])["SecretAccessKey"], theirs["SecretAccessKey"]);
+    assert_eq!(world.aws.calls(), calls, "nobody was asked");
+    // Nothing of ours is on a disk.
+    let cache = world.laptop.join(".aws/cli/cache");
+    let files = || {
+        std::fs::read_dir(&cache)
+            .unwrap()
+            .filter(|file| {
+                file.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "json")
+            })
+            .count()
+    };
+    assert_ne!(key(&world, &["-p", "audit"], &[]), theirs["AccessKeyId"].as_str().unwrap());
+    assert_eq!(files(), 1);
+    let logout = world.broker(&["logout", "--sso-session", "corp"]);
+    world.run(logout).success();
+    assert_eq!(files(), 0);
     world.assert_no_secret();
 }

@@ -98,46 +98,18 @@ fn cache_key(session: &SsoSession) -> String {
     let scopes = if session.scopes.is_empty() {
         "null".to_owned()
     } else {
-        let scopes: Vec<_> = session.scopes.iter().map(|scope| python_json(scope)).collect();
+        let scopes: Vec<_> = session.scopes.iter().map(|scope| token::python_json(scope)).collect();
         format!("[{}]", scopes.join(", "))
     };
     let name = match &session.name {
-        SessionKey::Session(name) => python_json(name),
+        SessionKey::Session(name) => token::python_json(name),
         SessionKey::StartUrl => "null".to_owned(),
     };
     format!(
         r#"{{"region": {}, "scopes": {scopes}, "session_name": {name}, "startUrl": {}, "tool": "botocore"}}"#,
-        python_json(session.region.as_str()),
-        python_json(session.start_url.as_str()),
+        token::python_json(session.region.as_str()),
+        token::python_json(session.start_url.as_str()),
     )
-}
-
-/// Returns a JSON string as Python's `json.dumps` writes it: everything but ASCII as `\uXXXX`.
-fn python_json(text: &str) -> String {
-    use std::fmt::Write as _;
-
-    let mut json = String::with_capacity(text.len() + 2);
-    json.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => json.push_str("\\\""),
-            '\\' => json.push_str("\\\\"),
-            '\n' => json.push_str("\\n"),
-            '\r' => json.push_str("\\r"),
-            '\t' => json.push_str("\\t"),
-            '\u{8}' => json.push_str("\\b"),
-            '\u{c}' => json.push_str("\\f"),
-            ' '..='~' => json.push(c),
-            _ => {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    // Writing to a String cannot fail.
-                    let _ = write!(json, "\\u{unit:04x}");
-                }
-            }
-        }
-    }
-    json.push('"');
-    json
 }
 
 fn parse(bytes: &[u8], flow: Flow, now: SystemTime) -> Option<Registration> {
@@ -191,12 +163,6 @@ mod tests {
             cache_key(&session),
             r#"{"region": "us-west-2", "scopes": ["a", "b"], "session_name": null, "startUrl": "https://mysigin.com", "tool": "botocore"}"#
         );
-    }
-
-    #[test]
-    fn strings_are_written_as_python_writes_them() {
-        // python3 -c 'import json; print(json.dumps("é\"\\\n\x7f😀"))'
-        assert_eq!(python_json("é\"\\\n\u{7f}😀"), r#""\u00e9\"\\\n\u007f\ud83d\ude00""#);
     }
 
     #[test]

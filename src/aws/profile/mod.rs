@@ -206,6 +206,13 @@ impl Profiles {
         self.profile(name, section.source()?)
     }
 
+    /// Returns the roles of a session that profiles name.
+    pub(crate) fn roles_of(&self, session: &SsoSession) -> Vec<SsoRole> {
+        let profiles = self.names().into_iter().filter_map(|name| self.resolve(&name).ok());
+        let roles = profiles.filter_map(|profile| profile.source.sso_role().cloned());
+        roles.filter(|role| role.session.cache_key() == session.cache_key()).collect()
+    }
+
     /// Follows what is meant when nobody names a profile on the command line: keys in the environment count before
     /// everything, and `name` may be a profile that does not exist if the environment has something else.
     pub(crate) fn resolve_unnamed(&self, name: &ProfileName) -> Result<Profile, Error> {

@@ -243,6 +243,14 @@ impl Source {
         }
     }
 
+    /// Returns the role of an SSO session that this is by itself.
+    pub(crate) fn sso_role(&self) -> Option<&SsoRole> {
+        match self {
+            Self::Sso(role) => Some(role),
+            _ => None,
+        }
+    }
+
     /// Returns the SSO session at the root of this source.
     pub(crate) fn sso_session(&self) -> Option<&SsoSession> {
         match self {
