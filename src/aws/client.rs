@@ -222,6 +222,16 @@ impl Clients {
         Self { region, endpoints, sso: OnceLock::new(), oidc: OnceLock::new(), sts: OnceLock::new() }
     }
 
+    /// Returns the same for another region.
+    pub(super) fn in_region(&self, region: Region) -> Self {
+        Self::new(region, self.endpoints.clone())
+    }
+
+    /// Returns the region that these are for.
+    pub(super) fn region(&self) -> &Region {
+        &self.region
+    }
+
     /// Returns the client of the access portal.
     pub(crate) fn sso(&self) -> &aws_sdk_sso::Client {
         self.sso.get_or_init(|| build!(aws_sdk_sso, self, self.endpoints.portal(&self.region)))

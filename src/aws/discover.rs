@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    client::Failure,
+    client::{Clients, Failure},
     portal,
     session::{IdentityError, SsoSessionState},
     token::SsoToken,
@@ -51,11 +51,12 @@ pub(crate) async fn discover(
     progress: impl Fn(usize, usize),
 ) -> Result<Vec<Account>, IdentityError> {
     let token = session.any_token().await?;
+    let clients = session.clients_of(&token);
     let until = Instant::now() + DEADLINE;
     let mut accounts = Vec::new();
     let mut next = None;
     for _ in 0..MOST_PAGES {
-        let page = patiently(until, || portal::accounts(session.clients(), &token, next.clone())).await;
+        let page = patiently(until, || portal::accounts(&clients, &token, next.clone())).await;
         let page = page.map_err(|error| session.refused_to_list(error))?;
         accounts.extend(page.items);
         next = page.next;
@@ -71,8 +72,8 @@ pub(crate) async fn discover(
         while under_way.len() < AT_ONCE
             && let Some(account) = waiting.next()
         {
-            let (session, token) = (Arc::clone(session), Arc::clone(&token));
-            under_way.spawn(async move { roles(&session, &token, account, until).await });
+            let (clients, token) = (Arc::clone(&clients), Arc::clone(&token));
+            under_way.spawn(async move { roles(&clients, &token, account, until).await });
         }
         let Some(ended) = under_way.join_next().await else { break };
         let account = match ended {
@@ -88,7 +89,7 @@ pub(crate) async fn discover(
 }
 
 async fn roles(
-    session: &SsoSessionState,
+    clients: &Clients,
     token: &SsoToken,
     account: portal::Account,
     until: Instant,
@@ -96,8 +97,7 @@ async fn roles(
     let mut roles = Vec::new();
     let mut next = None;
     for _ in 0..MOST_PAGES {
-        let page =
-            patiently(until, || portal::roles(session.clients(), token, &account.id, next.clone())).await?;
+        let page = patiently(until, || portal::roles(clients, token, &account.id, next.clone())).await?;
         roles.extend(page.items);
         next = page.next;
         if next.is_none() {

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::OnceLock, time::Duration};
 
-use aws_smithy_http_client::{Connector, tls};
+use aws_smithy_http_client::{Connector, proxy::ProxyConfig, tls};
 use aws_smithy_runtime_api::{client::http::HttpConnector as _, http::Request};
 use aws_smithy_types::body::SdkBody;
 use http_body_util::{BodyExt as _, Limited};
@@ -25,6 +25,8 @@ pub(super) struct Call<'a> {
 /// What came back.
 pub(super) struct Answer {
     pub(super) status: u16,
+    /// Where the server would rather have us go.
+    pub(super) location: Option<String>,
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
@@ -37,7 +39,7 @@ pub(super) enum Error {
     Failed(String),
 }
 
-/// The client. Its TLS roots are loaded at the first https URL.
+/// The client. Its TLS roots are loaded at the first https URL; proxies of the environment count for those alone.
 #[derive(Default)]
 pub(super) struct Http {
     plain: OnceLock<Connector>,
@@ -56,7 +58,7 @@ impl Http {
         let connector = if call.url.starts_with("https://") {
             self.secure.get_or_init(|| {
                 let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
-                Connector::builder().tls_provider(provider).build()
+                Connector::builder().proxy_config(ProxyConfig::from_env()).tls_provider(provider).build()
             })
         } else {
             self.plain.get_or_init(|| Connector::builder().build_http())
@@ -66,11 +68,12 @@ impl Http {
             let response =
                 connector.call(request).await.map_err(|e| Error::Failed(super::client::chain(&e)))?;
             let status = response.status().as_u16();
+            let location = response.headers().get("location").map(str::to_owned);
             let body = Limited::new(response.into_body(), LONGEST_ANSWER)
                 .collect()
                 .await
                 .map_err(|e| Error::Failed(one_line(&e.to_string())))?;
-            Ok(Answer { status, body: Zeroizing::new(body.to_bytes().to_vec()) })
+            Ok(Answer { status, location, body: Zeroizing::new(body.to_bytes().to_vec()) })
         };
         tokio::time::timeout(call.deadline, answer).await.unwrap_or(Err(Error::Late(call.deadline)))
     }

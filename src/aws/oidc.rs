@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     client::{Clients, Failure},
-    profile::SsoSession,
+    profile::StartUrl,
     time,
     token::Registration,
 };
@@ -74,7 +74,7 @@ pub(crate) struct DeviceAuthorization {
 /// Registers a client. `browser` registers it for authorization codes instead of device codes.
 pub(crate) async fn register_client(
     clients: &Clients,
-    session: &SsoSession,
+    portal: &StartUrl,
     name: &str,
     scopes: &[String],
     browser: Option<&str>,
@@ -88,7 +88,7 @@ pub(crate) async fn register_client(
             .grant_types("authorization_code")
             .grant_types("refresh_token")
             .redirect_uris(redirect_uri)
-            .issuer_url(session.start_url.as_str());
+            .issuer_url(portal.as_str());
     }
     let answer = request.send().await.map_err(Failure::from)?;
     let (Some(client_id), Some(client_secret)) = (answer.client_id, answer.client_secret) else {
@@ -104,7 +104,7 @@ pub(crate) async fn register_client(
 /// Starts a login by device code.
 pub(crate) async fn start_device_authorization(
     clients: &Clients,
-    session: &SsoSession,
+    portal: &StartUrl,
     registration: &Registration,
 ) -> Result<DeviceAuthorization, Error> {
     let answer = clients
@@ -112,7 +112,7 @@ pub(crate) async fn start_device_authorization(
         .start_device_authorization()
         .client_id(&registration.client_id)
         .client_secret(registration.client_secret.expose_secret())
-        .start_url(session.start_url.as_str())
+        .start_url(portal.as_str())
         .send()
         .await
         .map_err(Failure::from)?;

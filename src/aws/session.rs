@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     client::{Clients, Endpoints, chain},
-    login::{LoginError, LoginMethod},
+    login::{LoginError, LoginMethod, vanity},
     oidc, portal,
     profile::{SessionKey, SsoSession},
     refreshing::{Refresh, Refreshed, Refreshing},
@@ -45,6 +45,8 @@ pub(crate) struct SsoSessionState {
     file: TokenFile,
     home: PathBuf,
     clients: Arc<Clients>,
+    /// Those of the region that the last token was from; see [`Self::clients_of`].
+    there: std::sync::Mutex<Arc<Clients>>,
     clock: Clock,
     memory: Mutex<Memory>,
     /// Held while a person logs in, so that several tunnels open one browser window.
@@ -168,12 +170,14 @@ enum Why {
 impl SsoSessionState {
     /// Prepares the session whose token file is under `home`; touches neither disk nor network.
     pub(crate) fn new(session: SsoSession, home: &Path, endpoints: &Endpoints, clock: Clock) -> Self {
+        let clients = Arc::new(Clients::new(session.region.clone(), endpoints.clone()));
         Self {
             file: TokenFile::new(home, &session),
             home: home.to_owned(),
             window: Window::new(home, &session),
             seen: std::sync::Mutex::default(),
-            clients: Arc::new(Clients::new(session.region.clone(), endpoints.clone())),
+            there: std::sync::Mutex::new(Arc::clone(&clients)),
+            clients,
             clock,
             memory: Mutex::default(),
             login: Mutex::default(),
@@ -186,9 +190,18 @@ impl SsoSessionState {
         &self.session
     }
 
-    /// Returns the clients of this session's Identity Center.
-    pub(super) fn clients(&self) -> &Clients {
-        &self.clients
+    /// Returns the clients of the Identity Center that issued a token. A start URL in a domain of one's own may lead to
+    /// another region than the configured one, and to another one at every login.
+    pub(super) fn clients_of(&self, token: &SsoToken) -> Arc<Clients> {
+        if vanity::is_of_aws(&self.session.start_url) {
+            return Arc::clone(&self.clients);
+        }
+        let Some(region) = token.region() else { return Arc::clone(&self.clients) };
+        let mut there = self.there.lock().unwrap_or_else(PoisonError::into_inner);
+        if *there.region() != region {
+            *there = Arc::new(there.in_region(region));
+        }
+        Arc::clone(&there)
     }
 
     /// Returns a token, and never asks a person for one.
@@ -261,7 +274,7 @@ impl SsoSessionState {
         let file = self.file.clone();
         blocking(move || file.remove()).await?;
         let Some(token) = token else { return Ok(Logout::NobodyWasLoggedIn) };
-        let told = portal::logout(&self.clients, &token).await;
+        let told = portal::logout(&self.clients_of(&token), &token).await;
         drop(lock);
         Ok(match told {
             Err(error @ portal::Error::Transient(_)) => Logout::OnlyHere(error),
@@ -361,7 +374,7 @@ impl SsoSessionState {
         }
         memory.tried_at = Some(self.clock.now());
         memory.refreshing.start(Refresh {
-            clients: Arc::clone(&self.clients),
+            clients: self.clients_of(&current),
             clock: self.clock.clone(),
             file: self.file.clone(),
             old: Arc::clone(&current),

@@ -585,6 +585,49 @@ async fn a_device_code_leads_to_a_token_that_the_aws_cli_can_use() {
 }
 
 #[tokio::test]
+async fn a_start_url_of_ones_own_is_followed_at_a_login_and_its_region_stays_with_the_token() {
+    let home = tempfile::tempdir().unwrap();
+    let aws = device_center(VecDeque::new());
+    // As the configuration has it: another region, and a name that AWS does not know.
+    let company = TcpListener::bind("127.0.0.1:0").unwrap();
+    let start_url = format!("http://{}/aws", company.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let (mut stream, _) = company.accept().unwrap();
+        let mut head = [0; 1024];
+        assert!(stream.read(&mut head).unwrap() > 0);
+        let to = "https://ssoins-abc.portal.us-east-2.app.aws:443/";
+        stream
+            .write_all(
+                format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n").as_bytes(),
+            )
+            .unwrap();
+    });
+    let vanity = SsoSession { start_url: start_url.parse().unwrap(), ..session() };
+    let state = aws.state_of(vanity.clone(), home.path(), Clock::from_fn(|| time::from_epoch(NOW)));
+    let person = Person::new(None);
+    state.login(&person, LoginMethod::DeviceCode).await.unwrap();
+    assert!(person.seen().contains("`sso_region = us-east-2`"), "{}", person.seen());
+    assert_eq!(
+        aws.body("StartDeviceAuthorization")["startUrl"],
+        "https://ssoins-abc.portal.us-east-2.app.aws"
+    );
+    let written = file(home.path());
+    assert_eq!((&written["startUrl"], &written["region"]), (&json!(start_url), &json!("us-east-2")));
+
+    // Whatever is done with the token, and with its successors, is done there.
+    let region = |state: &SsoSessionState, token: &SsoToken| state.clients_of(token).region().to_string();
+    let token = state.any_token().await.unwrap();
+    assert_eq!(region(&state, &token), "us-east-2");
+    let later = aws.state_of(vanity, home.path(), Clock::from_fn(|| time::from_epoch(NOW + 3500)));
+    let refreshed = later.any_token().await.unwrap();
+    assert!(aws.names().iter().any(|name| name == "CreateToken(refresh_token)"), "{:?}", aws.names());
+    assert_eq!(region(&later, &refreshed), "us-east-2");
+    // Where AWS itself answers, the configuration counts.
+    let plain = aws.state_of(session(), home.path(), Clock::from_fn(|| time::from_epoch(NOW)));
+    assert_eq!(region(&plain, &token), "eu-west-1");
+}
+
+#[tokio::test]
 async fn a_login_that_was_denied_leaves_no_token() {
     let home = tempfile::tempdir().unwrap();
     let aws = device_center(VecDeque::from([(

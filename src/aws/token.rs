@@ -69,6 +69,11 @@ impl SsoToken {
         self.expires_at
     }
 
+    /// Returns the region of the Identity Center that issued it, as far as the file tells.
+    pub(super) fn region(&self) -> Option<Region> {
+        self.rest.get("region")?.as_str()?.parse().ok()
+    }
+
     /// Makes the token that a login or refresh gave, with the fields that the AWS CLI writes.
     pub(super) fn issued(
         session: &SsoSession,

@@ -55,6 +55,7 @@ mod shells;
 mod sign_ins;
 mod sources;
 mod ssh_options;
+mod start_urls;
 mod stops;
 mod support;
 mod tls;

@@ -387,12 +387,13 @@ fn plain_http_and_garbage_get_nothing_from_a_tls_port() {
 }
 
 /// Makes `NAME.pem` and `NAME.key` on the laptop: a CA of its own, and a certificate for `san` that it signed.
-fn own_certificate(world: &World, name: &str, san: &str) {
+pub(crate) fn own_certificate(world: &World, name: &str, san: &str) {
     let script = format!(
         "set -e; umask 077; cd; new='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes'\n\
-         openssl req -x509 $new -keyout root.key -out root.pem -subj /CN=root -days 3\n\
+         openssl req -x509 $new -keyout root.key -out root.pem -subj /CN=root -days 3 \
+         -addext keyUsage=critical,keyCertSign\n\
          openssl req $new -keyout {name}.key -out {name}.csr -subj /CN=x\n\
-         printf 'subjectAltName={san}\\nbasicConstraints=CA:FALSE\\n' > extensions\n\
+         printf 'subjectAltName={san}\\nbasicConstraints=CA:FALSE\\nauthorityKeyIdentifier=keyid\\n' > extensions\n\
          openssl x509 -req -in {name}.csr -CA root.pem -CAkey root.key -out {name}.pem -days 2 -extfile extensions\n\
          chmod 644 root.pem; chmod 755 ."
     );

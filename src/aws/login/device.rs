@@ -73,7 +73,7 @@ impl From<StartError> for LoginError {
 async fn start(scene: &Scene<'_>) -> Result<(Registration, DeviceAuthorization), StartError> {
     let registration =
         registration::registration(scene, Flow::DeviceCode).await.map_err(StartError::Login)?;
-    let authorization = oidc::start_device_authorization(scene.clients, scene.session, &registration)
+    let authorization = oidc::start_device_authorization(scene.clients, scene.portal, &registration)
         .await
         .map_err(StartError::Oidc)?;
     Ok((registration, authorization))

@@ -8,13 +8,16 @@ mod device;
 mod page;
 mod pkce;
 mod registration;
+pub(super) mod vanity;
 
 use std::{io, path::Path};
 
+use self::vanity::Portal;
 use super::{
     client::{Clients, Failure},
+    http::Http,
     oidc,
-    profile::{SessionKey, SsoSession},
+    profile::{SessionKey, SsoSession, StartUrl},
     token::SsoToken,
 };
 use crate::{clock::Clock, human::Human, printable::one_line};
@@ -38,6 +41,8 @@ pub(crate) enum LoginError {
     Denied { reason: String },
     #[error("AWS refused the login: {reason}")]
     Refused { reason: String },
+    #[error("the start URL `{url}` leads to no access portal: {reason}")]
+    NoPortal { url: String, reason: String },
     #[error("could not listen on 127.0.0.1 for the browser")]
     Listen(#[source] io::Error),
     #[error("the operating system gave no random bytes")]
@@ -54,6 +59,10 @@ impl LoginError {
             Self::Refused { .. } => {
                 Some("check `sso_start_url` and `sso_region` in ~/.aws/config".to_owned())
             }
+            Self::NoPortal { .. } => Some(
+                "check `sso_start_url`; the portal's own address (https://….awsapps.com/start) works without a redirect"
+                    .to_owned(),
+            ),
             Self::Listen(_) => Some("log in by device code".to_owned()),
             Self::Transient(_) => Some("check the network, then try again".to_owned()),
             Self::NoRandomness => None,
@@ -77,6 +86,8 @@ impl From<oidc::Error> for LoginError {
 /// What every step of a login needs.
 struct Scene<'a> {
     session: &'a SsoSession,
+    /// The session's access portal by the name that AWS gave it.
+    portal: &'a StartUrl,
     home: &'a Path,
     clients: &'a Clients,
     clock: &'a Clock,
@@ -92,12 +103,26 @@ pub(super) async fn login(
     clock: &Clock,
     human: &dyn Human,
 ) -> Result<SsoToken, LoginError> {
-    let scene = Scene { session, home, clients, clock, human };
-    match (method, &session.name) {
+    let Portal { url: portal, region } = vanity::portal(session, &Http::default()).await?;
+    let there = (region != *clients.region()).then(|| clients.in_region(region.clone()));
+    let clients = there.as_ref().unwrap_or(clients);
+    let configured = &session.region;
+    let session = &SsoSession { region, ..session.clone() };
+    let scene = Scene { session, portal: &portal, home, clients, clock, human };
+    let token = match (method, &session.name) {
         (LoginMethod::Browser, SessionKey::Session(_)) => pkce::login(&scene).await,
         (LoginMethod::Browser, SessionKey::StartUrl) => device::login(&scene, true).await,
         (LoginMethod::DeviceCode, _) => device::login(&scene, false).await,
+    }?;
+    if session.region != *configured {
+        // The AWS CLI rewrites the file; it is the person's, so that we say what to write.
+        scene.tell(&format!(
+            "the access portal of `{session}` is in {}, and not in {configured}: set `sso_region = {}` in ~/.aws/config, \
+             or the AWS CLI and SDKs will not find it",
+            session.region, session.region
+        ));
     }
+    Ok(token)
 }
 
 impl Scene<'_> {

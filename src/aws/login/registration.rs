@@ -64,7 +64,7 @@ pub(super) async fn registration(scene: &Scene<'_>, flow: Flow) -> Result<Regist
     };
     let redirect_uri = (flow == Flow::AuthorizationCode).then_some(REDIRECT_URI);
     let registration =
-        oidc::register_client(scene.clients, scene.session, &name, &scopes, redirect_uri).await?;
+        oidc::register_client(scene.clients, scene.portal, &name, &scopes, redirect_uri).await?;
     let bytes = to_json(&registration, &scopes, flow);
     let written = tokio::task::spawn_blocking(move || private_fs::write(&path, &bytes)).await;
     if let Ok(Err(error)) = written {

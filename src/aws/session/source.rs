@@ -45,7 +45,8 @@ impl SsoSource {
 
     async fn ask(&self, token: &SsoToken) -> Result<RoleCredentials, portal::Error> {
         let clock = &self.session.clock;
-        portal::role_credentials(&self.session.clients, token, &self.role, || clock.now()).await
+        let clients = self.session.clients_of(token);
+        portal::role_credentials(&clients, token, &self.role, || clock.now()).await
     }
 
     fn no_token(&self, error: NoToken) -> FetchError {
