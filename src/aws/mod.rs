@@ -10,6 +10,7 @@ pub(crate) mod discover;
 mod http;
 pub(crate) mod identity;
 pub(crate) mod kept;
+mod keyring;
 pub(crate) mod login;
 mod login_session;
 mod metadata;

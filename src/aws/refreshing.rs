@@ -86,7 +86,7 @@ fn successor(old: &SsoToken, issued: oidc::Issued, now: SystemTime) -> SsoToken 
 }
 
 /// Writes the token down; `false` when it stays in memory only.
-pub(super) async fn save(file: &TokenFile, token: &Arc<SsoToken>) -> bool {
+async fn save(file: &TokenFile, token: &Arc<SsoToken>) -> bool {
     let (file, token) = (file.clone(), Arc::clone(token));
     match blocking(move || file.store(&token)).await {
         Ok(()) => true,

@@ -26,7 +26,7 @@ use super::{
     oidc, portal,
     profile::{SessionKey, SsoSession},
     refreshing::{Refresh, Refreshed, Refreshing},
-    token::{Loaded, SsoToken, Stamp, TokenFile, TokenState},
+    token::{self, Loaded, SsoToken, Stamp, TokenFile, TokenState},
     window::Window,
 };
 use crate::{clock::Clock, creds::FetchError, human::Human, names::ProfileName, private_fs};
@@ -262,7 +262,7 @@ impl SsoSessionState {
     }
 
     /// Ends the session at AWS and removes its token from this machine, also when AWS cannot be told.
-    pub(crate) async fn logout(&self) -> Result<Logout, private_fs::Error> {
+    pub(crate) async fn logout(&self) -> Result<Logout, token::Error> {
         let mut memory = self.memory().await;
         let lock = self.lock_file().await;
         let loaded = self.load().await;

@@ -543,7 +543,7 @@ async fn a_device_code_leads_to_a_token_that_the_aws_cli_can_use() {
     )]));
     let state = aws.state(home.path());
     let person = Person::new(None);
-    state.login(&person, LoginMethod::DeviceCode).await.unwrap();
+    state.login(&person, LoginMethod::DeviceCode, false).await.unwrap();
     let told = person.seen();
     assert!(told.contains("https://device.example/") && told.contains("ABCD-EFGH"), "{told}");
     assert_eq!(
@@ -570,7 +570,7 @@ async fn a_device_code_leads_to_a_token_that_the_aws_cli_can_use() {
     fetch(&state).await.unwrap();
 
     // The registration is kept for the next time.
-    state.login(&person, LoginMethod::DeviceCode).await.unwrap();
+    state.login(&person, LoginMethod::DeviceCode, false).await.unwrap();
     assert_eq!(aws.names().iter().filter(|name| *name == "RegisterClient").count(), 1);
 
     assert!(matches!(state.logout().await.unwrap(), Logout::Done));
@@ -605,7 +605,7 @@ async fn a_start_url_of_ones_own_is_followed_at_a_login_and_its_region_stays_wit
     let vanity = SsoSession { start_url: start_url.parse().unwrap(), ..session() };
     let state = aws.state_of(vanity.clone(), home.path(), Clock::from_fn(|| time::from_epoch(NOW)));
     let person = Person::new(None);
-    state.login(&person, LoginMethod::DeviceCode).await.unwrap();
+    state.login(&person, LoginMethod::DeviceCode, false).await.unwrap();
     assert!(person.seen().contains("`sso_region = us-east-2`"), "{}", person.seen());
     assert_eq!(
         aws.body("StartDeviceAuthorization")["startUrl"],
@@ -635,7 +635,8 @@ async fn a_login_that_was_denied_leaves_no_token() {
         "AccessDeniedException",
         json!({"error": "access_denied", "error_description": "ask\u{7} your admin"}).to_string(),
     )]));
-    let error = aws.state(home.path()).login(&Person::new(None), LoginMethod::DeviceCode).await.unwrap_err();
+    let error =
+        aws.state(home.path()).login(&Person::new(None), LoginMethod::DeviceCode, false).await.unwrap_err();
     let IdentityError::Login { source, .. } = error else { panic!("{error:?}") };
     assert_eq!(source.to_string(), "the login was denied: ask\u{fffd} your admin");
     assert!(!TokenFile::new(home.path(), &session()).path().exists());
@@ -648,7 +649,7 @@ async fn a_home_that_cannot_be_written_means_a_token_in_memory() {
     private_fs::write(&home.path().join(".aws"), b"").unwrap();
     let aws = device_center(VecDeque::new());
     let state = aws.state(home.path());
-    state.login(&Person::new(None), LoginMethod::DeviceCode).await.unwrap();
+    state.login(&Person::new(None), LoginMethod::DeviceCode, false).await.unwrap();
     fetch(&state).await.unwrap();
 }
 
@@ -662,7 +663,7 @@ async fn a_legacy_profile_confirms_its_code_in_the_browser() {
     assert!(error.to_string().contains("`broker login -p prod`"), "{error}");
     let (browser, mut visits) = mpsc::unbounded_channel();
     let person = Person::new(Some(browser));
-    state.login(&person, LoginMethod::Browser).await.unwrap();
+    state.login(&person, LoginMethod::Browser, false).await.unwrap();
     assert_eq!(visits.recv().await.unwrap(), "https://device.example/?user_code=ABCD-EFGH");
     assert!(person.seen().contains("ABCD-EFGH"));
     assert!(TokenFile::new(home.path(), &legacy).path().exists());
@@ -687,7 +688,7 @@ async fn the_browser_leads_to_a_token_and_shows_how_it_went() {
         let state = aws.state(home.path());
         let (browser, mut visits) = mpsc::unbounded_channel();
         let person = Person::new(Some(browser));
-        let (result, url) = tokio::join!(state.login(&person, LoginMethod::Browser), async {
+        let (result, url) = tokio::join!(state.login(&person, LoginMethod::Browser, false), async {
             let url = visits.recv().await.unwrap();
             let parameter = |name: &str| {
                 let (_, rest) = url.split_once(&format!("{name}=")).unwrap();
@@ -874,15 +875,15 @@ mod sandboxed {
         world.aws.set_device_interval(1);
         let (state, source) = world.source();
         let person = Person::new(None);
-        state.login(&person, LoginMethod::DeviceCode).await.unwrap();
+        state.login(&person, LoginMethod::DeviceCode, false).await.unwrap();
         world.aws.expire_registrations();
-        state.login(&person, LoginMethod::DeviceCode).await.unwrap();
+        state.login(&person, LoginMethod::DeviceCode, false).await.unwrap();
         source.fetch().await.unwrap();
         let registrations = world.aws.calls().iter().filter(|call| *call == "RegisterClient").count();
         assert_eq!(registrations, 2, "{:?}", world.aws.calls());
 
         world.aws.set_consent(Consent::Denied);
-        let error = state.login(&person, LoginMethod::DeviceCode).await.unwrap_err();
+        let error = state.login(&person, LoginMethod::DeviceCode, false).await.unwrap_err();
         assert!(matches!(error, IdentityError::Login { .. }));
         // The login that did not happen took nothing away.
         source.fetch().await.unwrap();

@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -14,7 +15,11 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
-use super::{profile::SsoSession, time};
+use super::{
+    keyring::{self, Entry},
+    profile::SsoSession,
+    time,
+};
 use crate::{names::Region, private_fs};
 
 /// Refresh this long before expiry, as botocore does: an `aws` that reads our file then finds nothing left to do.
@@ -209,11 +214,24 @@ pub(super) fn directory(home: &Path) -> PathBuf {
     home.join(".aws/sso/cache")
 }
 
-/// The token file of one session.
+/// The token file of one session, or its entry in the keyring.
+///
+/// Which of the two it is stands in the cache beside the lock: an empty file that is written whenever the entry is. A
+/// token file that is newer, because somebody logged in with the AWS CLI, counts before the entry.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenFile {
     path: PathBuf,
     lock: PathBuf,
+    marker: PathBuf,
+    entry: Entry,
+}
+
+/// Where the token of a login went.
+pub(super) enum Stored {
+    File,
+    Keyring,
+    /// The keyring was wanted.
+    FileInstead(keyring::Error),
 }
 
 /// Tells one content of the token file from the next.
@@ -246,6 +264,8 @@ pub(crate) enum Error {
     File(#[from] private_fs::Error),
     #[error("`{}` does not hold a whole SSO token", path.display())]
     Garbled { path: PathBuf },
+    #[error(transparent)]
+    Keyring(#[from] keyring::Error),
 }
 
 impl Error {
@@ -253,6 +273,7 @@ impl Error {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::File(error) => error.hint(),
+            Self::Keyring(error) => error.hint(),
             Self::Garbled { .. } => Some("log in again; the file is then replaced".to_owned()),
         }
     }
@@ -264,37 +285,85 @@ impl TokenFile {
         let stem = file_stem(session.cache_key());
         let directory = directory(home);
         // `aws sso logout` goes through `*.json` only, so that our lock is never taken for a token.
-        Self { path: directory.join(format!("{stem}.json")), lock: directory.join(format!("{stem}.lock")) }
-    }
-
-    /// Reads the file. Blocks for one small read.
-    pub(crate) fn load(&self) -> Loaded {
-        match private_fs::read(&self.path) {
-            Ok(None) => Loaded::Missing,
-            Ok(Some(bytes)) => match SsoToken::parse(&bytes) {
-                Some(token) => Loaded::Found(token),
-                None => Loaded::Unusable(Error::Garbled { path: self.path.clone() }),
-            },
-            Err(error) => Loaded::Unusable(error.into()),
+        Self {
+            path: directory.join(format!("{stem}.json")),
+            lock: directory.join(format!("{stem}.lock")),
+            marker: directory.join(format!("{stem}.keyring")),
+            entry: Entry::new(&directory, session.cache_key()),
         }
     }
 
-    /// Returns what changes when somebody writes the file; `None` when there is none. Cheaper than [`Self::load`].
-    pub(super) fn stamp(&self) -> Option<Stamp> {
-        use std::os::unix::fs::MetadataExt as _;
+    /// Reads the token. Blocks for one small read, or for a call of the keyring.
+    pub(crate) fn load(&self) -> Loaded {
+        let (path, read) = if self.is_in_keyring() {
+            (&self.marker, self.entry.read().map_err(Error::from))
+        } else {
+            (&self.path, private_fs::read(&self.path).map_err(Error::from))
+        };
+        match read {
+            Ok(None) => Loaded::Missing,
+            Ok(Some(bytes)) => match SsoToken::parse(&bytes) {
+                Some(token) => Loaded::Found(token),
+                None => Loaded::Unusable(Error::Garbled { path: path.clone() }),
+            },
+            Err(error) => Loaded::Unusable(error),
+        }
+    }
 
-        let metadata = std::fs::symlink_metadata(&self.path).ok()?;
+    fn is_in_keyring(&self) -> bool {
+        match (written(&self.marker), written(&self.path)) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(marker), Some(file)) => marker >= file,
+        }
+    }
+
+    /// Returns what changes when somebody writes the token; `None` when there is none. Cheaper than [`Self::load`].
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        let metadata =
+            std::fs::symlink_metadata(if self.is_in_keyring() { &self.marker } else { &self.path });
+        let metadata = metadata.ok()?;
         Some(Stamp { inode: metadata.ino(), seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() })
     }
 
-    /// Replaces the file, whole or not at all. Blocks until it is on disk.
-    pub(crate) fn store(&self, token: &SsoToken) -> Result<(), private_fs::Error> {
-        private_fs::write(&self.path, &token.to_json())
+    /// Replaces the token where it is, whole or not at all. Blocks until it is on disk, or in the keyring.
+    pub(crate) fn store(&self, token: &SsoToken) -> Result<(), Error> {
+        if self.is_in_keyring() {
+            return self.store_in_keyring(token, false);
+        }
+        Ok(private_fs::write(&self.path, &token.to_json())?)
     }
 
-    /// Removes the file.
-    pub(crate) fn remove(&self) -> Result<(), private_fs::Error> {
-        private_fs::remove(&self.path)
+    /// Writes the token of a login: into the keyring if that is wanted, now or since the last logout, else into the file.
+    pub(super) fn store_login(&self, token: &SsoToken, keyring: bool) -> Result<Stored, private_fs::Error> {
+        let stored = if keyring || written(&self.marker).is_some() {
+            match self.store_in_keyring(token, true) {
+                Ok(()) => return Ok(Stored::Keyring),
+                Err(Error::Keyring(error)) => Stored::FileInstead(error),
+                Err(Error::File(error)) => return Err(error),
+                Err(Error::Garbled { .. }) => Stored::File,
+            }
+        } else {
+            Stored::File
+        };
+        private_fs::write(&self.path, &token.to_json())?;
+        Ok(stored)
+    }
+
+    fn store_in_keyring(&self, token: &SsoToken, may_ask: bool) -> Result<(), Error> {
+        self.entry.write(&token.to_json(), may_ask)?;
+        private_fs::write(&self.marker, b"")?;
+        // Nobody takes the wrong one: the marker is newer.
+        Ok(private_fs::remove(&self.path)?)
+    }
+
+    /// Removes the token, wherever it is.
+    pub(crate) fn remove(&self) -> Result<(), Error> {
+        private_fs::remove(&self.path)?;
+        if written(&self.marker).is_some() {
+            self.entry.remove()?;
+        }
+        Ok(private_fs::remove(&self.marker)?)
     }
 
     /// Takes the lock under which brokers refresh, log in and log out. Blocks while another holds it.
@@ -302,11 +371,16 @@ impl TokenFile {
         private_fs::lock(&self.lock, LOCK_TIMEOUT)
     }
 
-    /// Returns where the file is.
-    #[cfg(test)]
+    /// Returns where the file is, if it is in a file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Returns when a file was written last.
+fn written(path: &Path) -> Option<(i64, i64)> {
+    let metadata = std::fs::symlink_metadata(path).ok()?;
+    Some((metadata.mtime(), metadata.mtime_nsec()))
 }
 
 #[cfg(test)]
@@ -409,6 +483,31 @@ pub(super) mod tests {
         assert!(!format!("{:?}", read.registration).contains("canary"));
         file.remove().unwrap();
         assert!(matches!(file.load(), Loaded::Missing));
+    }
+
+    #[cfg(not(feature = "keyring"))]
+    #[test]
+    fn a_token_in_the_keyring_is_out_of_reach_for_who_knows_no_keyring_and_a_newer_file_counts() {
+        let home = tempfile::tempdir().unwrap();
+        let file = TokenFile::new(home.path(), &session());
+        private_fs::write(&file.marker, b"").unwrap();
+        let stamp = file.stamp().unwrap();
+        assert!(matches!(file.load(), Loaded::Unusable(Error::Keyring(keyring::Error::NotBuilt))));
+        assert!(
+            matches!(file.store(&token(3600, true, 9999)), Err(Error::Keyring(_))),
+            "a refresh stays there"
+        );
+        assert!(!file.path().exists());
+        // A login says that it goes elsewhere.
+        let stored = file.store_login(&token(3600, true, 9999), false).unwrap();
+        assert!(matches!(stored, Stored::FileInstead(_)));
+        assert!(matches!(file.load(), Loaded::Found(_)));
+        assert_ne!(file.stamp().unwrap(), stamp);
+        file.store(&token(1800, true, 9999)).unwrap();
+        // And an entry that is written later counts again.
+        private_fs::write(&file.marker, b"").unwrap();
+        assert!(matches!(file.load(), Loaded::Unusable(_)));
+        assert!(matches!(file.remove(), Err(Error::Keyring(_))));
     }
 
     #[test]

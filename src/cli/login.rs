@@ -33,6 +33,11 @@ pub(super) struct Arguments {
     /// Show a code to type on another device instead of opening a browser here
     #[arg(long)]
     device_code: bool,
+
+    /// Keep the token in the keyring of the desktop, out of reach of the AWS CLI, until `broker logout`
+    #[cfg(feature = "keyring")]
+    #[arg(long)]
+    keyring: bool,
 }
 
 /// Which session of Identity Center is meant.
@@ -60,7 +65,11 @@ pub(super) async fn run(
     let state = SsoSessionState::new(session, &environment.home, &endpoints, Clock::system());
     let method = method(arguments.device_code, terminal);
     terminal.event(&Event::Started { step: Step::SignIn, subject: subject.clone() });
-    let login = with_ticks(terminal, state.login(terminal.as_ref(), method));
+    #[cfg(feature = "keyring")]
+    let keyring = arguments.keyring;
+    #[cfg(not(feature = "keyring"))]
+    let keyring = false;
+    let login = with_ticks(terminal, state.login(terminal.as_ref(), method, keyring));
     tokio::select! {
         done = login => done.map_err(super::identity::failure)?,
         _ = stop => return Err(Failure::new(Kind::Interrupted, "interrupted")),

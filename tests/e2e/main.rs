@@ -31,6 +31,8 @@ mod hostile;
 mod identity;
 mod image;
 mod jumps;
+#[cfg(feature = "keyring")]
+mod keyring;
 mod limits;
 mod load;
 mod logins;

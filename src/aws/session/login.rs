@@ -7,8 +7,9 @@ use tokio::time::sleep;
 use super::{IdentityError, LOOK, LoginPolicy, Memory, NoToken, SsoSessionState, Why, blocking};
 use crate::{
     aws::{
+        client::chain,
         login::{self, LoginMethod},
-        refreshing::save,
+        token::Stored,
         window::Right,
     },
     human::Human,
@@ -22,7 +23,7 @@ impl SsoSessionState {
             (NoToken::LoginNeeded(_), LoginPolicy::With { human, method }) => {
                 let _one_at_a_time = self.login.lock().await;
                 let Some(right) = self.turn(human).await else { return Ok(()) };
-                self.login_now(human, method, right).await
+                self.login_now(human, method, right, false).await
             }
             (NoToken::LoginNeeded(why), LoginPolicy::Never) => {
                 Err(IdentityError::LoginNeeded { sentence: self.login_needed(&why, None) })
@@ -62,11 +63,16 @@ impl SsoSessionState {
         blocking(move || window.take()).await
     }
 
-    /// Logs in, whether or not there is a token already or somebody else is about to.
-    pub(crate) async fn login(&self, human: &dyn Human, method: LoginMethod) -> Result<(), IdentityError> {
+    /// Logs in, whether or not there is a token already or somebody else is about to. `keyring` puts the token there.
+    pub(crate) async fn login(
+        &self,
+        human: &dyn Human,
+        method: LoginMethod,
+        keyring: bool,
+    ) -> Result<(), IdentityError> {
         let _one_at_a_time = self.login.lock().await;
         let right = self.right().await.unwrap_or_default();
-        self.login_now(human, method, right).await
+        self.login_now(human, method, right, keyring).await
     }
 
     /// Has a person log in again because the sign-in has ended: in one browser window, whichever of the brokers on this
@@ -94,7 +100,7 @@ impl SsoSessionState {
             }
         };
         tokio::select! {
-            done = self.login_now(human, LoginMethod::Browser, right) => done?,
+            done = self.login_now(human, LoginMethod::Browser, right, false) => done?,
             () = elsewhere => {}
         }
         Ok(true)
@@ -105,6 +111,7 @@ impl SsoSessionState {
         human: &dyn Human,
         method: LoginMethod,
         right: Right,
+        keyring: bool,
     ) -> Result<(), IdentityError> {
         let token = login::login(&self.session, method, &self.home, &self.clients, &self.clock, human)
             .await
@@ -112,9 +119,23 @@ impl SsoSessionState {
         let token = Arc::new(token);
         let mut memory = self.memory().await;
         let lock = self.lock_file().await;
-        *memory =
-            Memory { unsaved: !save(&self.file, &token).await, token: Some(token), ..Memory::default() };
+        let (file, stored) = (self.file.clone(), Arc::clone(&token));
+        let stored = blocking(move || file.store_login(&stored, keyring)).await;
+        *memory = Memory { unsaved: stored.is_err(), token: Some(token), ..Memory::default() };
         drop((lock, right));
+        let session = &self.session;
+        match stored {
+            Ok(Stored::File) => {}
+            Ok(Stored::Keyring) => human.tell(&format!("the token of `{session}` is in the keyring")),
+            Ok(Stored::FileInstead(error)) => human.tell(&format!(
+                "the token of `{session}` is in `{}`, as without a keyring: {error}",
+                self.file.path().display()
+            )),
+            Err(error) => tracing::warn!(
+                error = %chain(&error),
+                "could not save the SSO token; it is kept in memory until broker ends"
+            ),
+        }
         Ok(())
     }
 }
