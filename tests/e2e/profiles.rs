@@ -1,11 +1,20 @@
 //! `broker profiles`: what is configured, what could be, and a file that keeps every byte of its own.
 
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::{
+    os::unix::fs::{PermissionsExt as _, symlink},
+    time::{Duration, Instant},
+};
 
-use sandbox::aws::{Fault, Operation};
+use sandbox::{
+    aws::{Fault, Operation},
+    home::run_within,
+};
 use serde_json::Value;
 
 use crate::support::{ACCOUNT, PATIENCE, REGION, World};
+
+/// Behind a throttle, on a busy machine.
+const THROTTLED: Duration = Duration::from_secs(180);
 
 #[test]
 fn everything_is_found_in_as_many_calls_as_there_are_pages() {
@@ -52,6 +61,32 @@ fn everything_is_found_in_as_many_calls_as_there_are_pages() {
     world.aws.revoke_refresh_tokens();
     let ended = world.run(world.broker(&discover));
     assert!(ended.code == Some(3) && ended.stderr().contains("broker login"), "{ended}");
+    world.assert_no_secret();
+}
+
+#[test]
+fn a_throttle_costs_time_and_nothing_else() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    for account in 0..300 {
+        for role in 0..5 {
+            let id = format!("{:012}", 500_000_000_000u64 + account);
+            world.aws.add_role(&id, &format!("Team {account:03}"), &format!("Role{role}"));
+        }
+    }
+    world.aws.set_rate(40);
+    let started = Instant::now();
+    let discover = ["profiles", "--discover", "--json", "--batch", "--sso-session", "corp"];
+    let output = run_within(world.broker(&discover), &[], THROTTLED).success();
+    world.heard("broker profiles", &output);
+    let found: Vec<Value> = serde_json::from_str(&output.stdout()).unwrap();
+    let (took, calls, refused) = (started.elapsed(), world.aws.calls().len(), world.aws.throttled());
+    println!("{calls} calls in {took:.1?}, {refused} of them throttled");
+    assert_eq!((found.len(), calls - refused), (1502, 305));
+    // Nobody says how much is too much, so that some calls have to find out.
+    assert!(refused * 3 <= calls, "{refused} of {calls} calls were throttled");
     world.assert_no_secret();
 }
 
