@@ -221,6 +221,7 @@ pub(crate) struct Flags {
     pub(crate) install_profiles: bool,
     pub(crate) keep_config: bool,
     pub(crate) tls: Option<tls::Wish>,
+    pub(crate) linger: Option<Duration>,
     pub(crate) reconnect_for: Option<Duration>,
     pub(crate) tmux: bool,
     pub(crate) batch: bool,
@@ -274,6 +275,8 @@ pub(crate) enum Error {
     PortAsProfile { port: String },
     #[error("`--tls` is for the port on the host, and `--transport {transport}` has none")]
     TlsWithoutPort { transport: &'static str },
+    #[error("`--linger` leaves nothing to whoever uses {what}")]
+    NothingLingers { what: &'static str },
     #[error("it is not said through which SSO session the role is wanted")]
     WhichSession { known: Vec<String> },
     #[error(
@@ -319,6 +322,10 @@ impl Error {
                 Some("leave out `--tls`: the kernel lets nobody but your user open the socket".to_owned())
             }
             Self::TlsWithoutPort { .. } => Some("leave out `--tls`: nothing there asks us".to_owned()),
+            Self::NothingLingers { .. } => Some(
+                "leave out one of the two: what stays is reached through our configuration on the host"
+                    .to_owned(),
+            ),
             Self::WhichSession { known } if known.is_empty() => {
                 Some("name the portal with `--start-url URL --sso-region REGION`".to_owned())
             }
@@ -349,6 +356,16 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
             return Err(Error::TlsWithoutPort { transport: "file" });
         }
         _ => {}
+    }
+    if flags.linger.is_some() {
+        if flags.token_in_environment {
+            return Err(Error::NothingLingers { what: "a token (`--token env`)" });
+        }
+        if flags.keep_config && !flags.install_profiles {
+            return Err(Error::NothingLingers {
+                what: "the host's own configuration (`--remote-config keep`)",
+            });
+        }
     }
     let tls = flags.tls.clone().map(|wish| match wish {
         tls::Wish::Auto => tls::Wish::Auto,
@@ -383,6 +400,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
             install_profiles: flags.install_profiles,
             keep_config: flags.keep_config,
             tmux: flags.tmux,
+            linger: flags.linger,
             reconnect_for: flags.reconnect_for,
         },
         tls,

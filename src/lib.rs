@@ -36,6 +36,8 @@
 //! The end goes the other way round, within two seconds whatever the host does: revoke every grant, remove the
 //! files, say goodbye to the helper, disconnect. If we cannot, the helper removes the files by itself: at once when
 //! the connection ends, and within 45 s when nothing is heard from us any more.
+//! With `--linger` role credentials, which lie in files all the time then, are left out of that: the helper leaves a
+//! process that removes them when their time is over.
 //!
 //! # Rooms, and who may know whom
 //!

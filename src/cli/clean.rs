@@ -24,7 +24,8 @@ use crate::{
 /// Remove everything that any broker ever left on a host.
 ///
 /// That is the private directories with tokens, scripts and sockets, wherever they were made, and our block in
-/// ~/.aws/config there. What a running broker uses is left alone. Safe at any time; needs no AWS login.
+/// ~/.aws/config there; also role credentials that `--linger` left. What a running broker uses is left alone. Safe at
+/// any time; needs no AWS login.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  broker clean bastion\n  broker clean ada@bastion --force")]
 pub(super) struct Arguments {
@@ -94,7 +95,7 @@ fn tell(leftover: &Leftover, terminal: &Terminal) -> std::io::Result<()> {
         State::Elsewhere => terminal.warning(&format!(
             "`{path}` was made on another host that shares this home, and stays; run `broker clean` on that host, or pass `--force`"
         )),
-        State::Dead => {}
+        State::Dead | State::Lingers => {}
     }
     Ok(())
 }
@@ -108,7 +109,7 @@ fn tell_of_block(Cleaned { mark, state }: &Cleaned, terminal: &Terminal) -> std:
         State::Elsewhere => terminal.warning(&format!(
             "the block {mark} in `~/.aws/config` was made on another host that shares this home, and stays; run `broker clean` on that host, or pass `--force`"
         )),
-        State::Dead | State::Stuck => {}
+        State::Dead | State::Lingers | State::Stuck => {}
     }
     Ok(())
 }

@@ -54,7 +54,7 @@ Examples:
   broker connect bastion -p deploy -p audit -N        tunnel only; prints the exports to paste there
   broker connect web1 web2 web3 -p deploy -- ./up     on each, its lines behind its name; the worst exit status is ours
 
-To undo: leave the shell, or end broker. Nothing stays on the host.")]
+To undo: leave the shell, or end broker. Nothing stays on the host, but for what `--linger` leaves.")]
 pub(super) struct Arguments {
     /// The host, also as a URL (ssh://…), or an alias from ssh_config; several with -N, -f or a command. @LIST is all of a
     /// list in ~/.config/broker/config.toml
@@ -125,6 +125,14 @@ pub(super) struct Arguments {
     /// Which configuration SDKs on the host read: ours, or the host's own, of which we only say what is in our way
     #[arg(long, value_name = "WHOSE", default_value = "replace")]
     remote_config: RemoteConfig,
+
+    /// Leave role credentials on the host for at most so long after the end, for jobs that outlive this process.
+    ///
+    /// Processes there that use our configuration go on with them until they expire or D is over, whichever is first; then
+    /// they are removed by themselves. While we run they lie in files there already, in case we end without a word. Never
+    /// a token of the sign-in. `broker clean HOST` removes them at once.
+    #[arg(long, value_name = "D", value_parser = limits::duration)]
+    linger: Option<Duration>,
 
     /// How long to try to get back after the connection is lost, such as 90s, 15m or 8h; 0 for not at all. Of several hosts
     /// also how long to try one that is not reached at first
@@ -295,6 +303,7 @@ impl Arguments {
             allow: self.allow.clone(),
             install_profiles: self.install_profiles,
             tls: self.tls.clone(),
+            linger: self.linger,
             reconnect_for: self.reconnect_for,
             tmux: self.tmux,
             keep_config: matches!(self.remote_config, RemoteConfig::Keep),
@@ -416,6 +425,7 @@ pub(super) async fn run(
                 observer,
                 steering: desk.steering.clone(),
                 turns: Arc::new(Semaphore::new(1)),
+                clock: clock.clone(),
             };
             Tunnel::start(inputs).await.map_err(tunnel_failure)
         };
@@ -443,7 +453,7 @@ pub(super) async fn run(
         stopping = Some(Instant::now());
         // A manager that is gone waits for nothing.
         notify::stopping(environment).unwrap_or_default();
-        grants.revoke_all();
+        tunnel.revoke();
         drop(stop_refreshing.take());
         terminal.restore();
         let impatient = async {
@@ -521,6 +531,7 @@ pub(super) fn tunnel_failure(error: tunnel::Error) -> Failure {
         | tunnel::Error::Install { .. }
         | tunnel::Error::NothingRuns { .. }
         | tunnel::Error::NoSftp { .. }
+        | tunnel::Error::CannotLinger { .. }
         | tunnel::Error::CannotCheckCallers { .. }
         | tunnel::Error::TokenTravels { .. }
         | tunnel::Error::Listener { .. }

@@ -224,6 +224,7 @@ pub(super) async fn run(
             observer: observer(&host, &desk, terminal),
             steering: desk.steering.clone(),
             turns: Arc::clone(turns),
+            clock: clock.clone(),
         };
         members.push(Member {
             plan,
@@ -430,7 +431,7 @@ async fn live(member: Member, common: &Common) -> Ended {
     };
     // 8. Revoke, clean the host, disconnect.
     desk.stopping();
-    grants.revoke_all();
+    tunnel.revoke();
     drop(refreshed);
     tunnel.stop(&reason).await;
     ended

@@ -180,7 +180,19 @@ impl Terminal {
                     "{host}: back after {after}; programs there get credentials{way} as before"
                 ));
             }
-            Event::Stopped { host, host_clean, reason, stays_until } => {
+            Event::Stopped { host, reason, stays_until: Some(until), lingers: true, .. } => {
+                let left = until.duration_since(self.clock.now()).unwrap_or_default();
+                let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).div_ceil(1000);
+                let left =
+                    if left < 120 { format!("{left} s") } else { format!("{} min", left.div_ceil(60)) };
+                let clock = crate::clock::utc(*until).and_then(|utc| Some(utc.get(11..19)?.to_owned()));
+                self.notice(&format!(
+                    "{host}: {reason}; role credentials stay there until {} UTC at the latest (in {left}), and go by \
+                     themselves; `broker clean {host}` removes them now",
+                    clock.unwrap_or_default(),
+                ));
+            }
+            Event::Stopped { host, host_clean, reason, stays_until, .. } => {
                 if *host_clean {
                     self.notice(&format!("{host}: {reason}; no credentials were left there"));
                 } else if let Some(until) = stays_until {

@@ -3,12 +3,15 @@
 # quoting. It asks at the socket, and at PORT where there is no socket or no program that knows one. With NAME the port
 # speaks TLS, and only who has a certificate for NAME that DIRECTORY/ca.pem leads to is given the token. The token goes
 # through builtins and pipes only, never through an argument list.
+# Where nothing answers, what `--linger` keeps in files counts.
 d=$1
+q=$2
 p=$3
 tls=$5
 t=
-IFS= read -r t < "$d/token-$2"
+[ ! -r "$d/token-$q" ] || IFS= read -r t < "$d/token-$q"
 fail() {
+  lying "$d" "$q"
   printf 'broker: %s\n' "$1" >&2
   exit 1
 }

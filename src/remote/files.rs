@@ -27,8 +27,8 @@ const COMMAND_SH: &str = "command.sh";
 /// When a process runs it although the tunnel is gone, its shell can only say that there is no such file: so that
 /// sentence tells what to do.
 const CREDENTIAL_PROCESS_SH: &str = "run-broker-connect-if-this-is-missing.sh";
-const SOCKET_SCRIPT: &str = include_str!("credential-process.sh");
-const FILE_SCRIPT: &str = include_str!("credential-file.sh");
+const SOCKET_SCRIPT: &str = concat!(include_str!("role-file.sh"), include_str!("credential-process.sh"));
+const FILE_SCRIPT: &str = concat!(include_str!("role-file.sh"), include_str!("credential-file.sh"));
 
 /// The longest encoded profile name that is used whole in a file name.
 const LONGEST_PROFILE: usize = 128;
@@ -56,6 +56,8 @@ pub(crate) struct Layout<'a> {
     pub(crate) below_home: Option<&'a str>,
     /// Who else may give our directory's name to something of theirs, or read it from elsewhere.
     pub(crate) reach: Reach<'a>,
+    /// `--linger`: credentials stay when the port and the tokens are gone, so nobody is told of those.
+    pub(crate) lingers: bool,
 }
 
 /// Where our directory's name leads for somebody who only has our environment or configuration.
@@ -127,7 +129,7 @@ impl Layout<'_> {
         let token = path(token_file(self.default.profile).as_str());
         let (config, credentials) = (path(CONFIG), path(CREDENTIALS));
         // What listens on that port on another machine must not be sent a token, nor asked for credentials without one.
-        let port = self.port.filter(|_| !matches!(self.reach, Reach::Shared(_)));
+        let port = self.port.filter(|_| !self.lingers && !matches!(self.reach, Reach::Shared(_)));
         Environment::new(Settings {
             endpoint: port.map(|port| {
                 let url = url(port, self.tls.map(|tls| tls.host));
@@ -193,13 +195,14 @@ impl Layout<'_> {
     /// Returns the configuration for SDKs on the host.
     ///
     /// With [`Profiles::Port`] the default grant's profiles have only a region, which leaves SDKs to the container
-    /// variables; but not with TLS, as some cannot be told whom to trust there.
+    /// variables; but not with TLS, as some cannot be told whom to trust there, and not where files outlive the port.
     fn config(&self, directory: &str) -> String {
         let mut config = String::from("# Made by broker; removed when it ends.\n");
         for (name, grant, default) in self.profiles() {
             let container = default
                 && self.profiles == Profiles::Port
                 && self.tls.is_none()
+                && !self.lingers
                 && !matches!(self.reach, Reach::Shared(_));
             let process = (!container).then(|| self.process(directory, grant, default, false));
             section(&mut config, &header(name), grant, process);

@@ -21,7 +21,7 @@ use self::{
     wire::{Lines, answer, ended},
 };
 use super::{
-    install::{Directory, Key, Place},
+    install::{Directory, FileName, Key, Place, Stay},
     sockets::{Call, Listening},
 };
 use crate::{
@@ -251,7 +251,7 @@ pub(crate) struct Helper {
 enum Request {
     Caller(Call, oneshot::Sender<Result<Uid, Unproven>>),
     Listeners(u16, oneshot::Sender<Result<Listening, Error>>),
-    Directory(Key, oneshot::Sender<Result<(Place, String), Error>>),
+    Directory(Key, Stay, oneshot::Sender<Result<(Place, String), Error>>),
     Install(Vec<super::install::File>, oneshot::Sender<Result<(), Error>>),
     Write(super::install::File, oneshot::Sender<Result<(), Error>>),
     Remove(oneshot::Sender<Result<(), Error>>),
@@ -341,9 +341,9 @@ async fn ready<O: AsyncRead + Unpin>(lines: &mut Lines<O>, nonce: &Nonce) -> Res
     Err(Error::NoHelper { why, said: Said::of(&noise) })
 }
 
-/// Returns `helper.sh` as one line.
+/// Returns `linger.sh` and `helper.sh` as one line.
 fn script() -> String {
-    let lines = include_str!("helper.sh").lines().map(str::trim);
+    let lines = concat!(include_str!("linger.sh"), include_str!("helper.sh")).lines().map(str::trim);
     lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect::<Vec<_>>().join(" ")
 }
 
@@ -398,8 +398,8 @@ impl Helper {
     }
 
     /// Makes our directory on the host, empty, or returns it again. There is one: another key removes the first.
-    pub(crate) async fn directory(&self, key: Key) -> Result<Directory, Error> {
-        let (place, path) = self.ask(|reply| Request::Directory(key, reply)).await?;
+    pub(crate) async fn directory(&self, key: Key, stay: Stay) -> Result<Directory, Error> {
+        let (place, path) = self.ask(|reply| Request::Directory(key, stay, reply)).await?;
         Ok(Directory::new(self.clone(), place, path))
     }
 
@@ -417,12 +417,33 @@ impl Helper {
         self.ask(Request::Remove).await
     }
 
+    /// Has the files of these names stay when we end, each for as long as it is good for and none longer than `most`.
+    /// Replaces what was said before.
+    pub(super) async fn linger(&self, most: Duration, files: &[(FileName, Duration)]) -> Result<(), Error> {
+        let mut command = format!("linger {}", most.as_secs());
+        for (name, left) in files {
+            command.push_str(&format!(" {name} {}", left.as_secs()));
+        }
+        let answer = self.run(command, None).await?;
+        answer.verdict.map(drop).map_err(|missing| Error::Unsuitable { missing })
+    }
+
+    /// Removes our directory, but for what [`Self::linger`] has stay there; returns for how long that does.
+    pub(super) async fn part(&self) -> Result<Option<Duration>, Error> {
+        let stays = self.run("part".to_owned(), None).await?.verdict.map_err(|_| Error::Remove)?;
+        match stays.parse() {
+            Ok(0) => Ok(None),
+            Ok(seconds) => Ok(Some(Duration::from_secs(seconds))),
+            Err(_) => Err(Error::Garbled { what: "an odd time" }),
+        }
+    }
+
     /// Sends a command, with lines of text behind it if it takes any, and returns the answer as it came.
     pub(super) async fn run(&self, command: String, text: Option<String>) -> Result<Answer, Error> {
         self.ask(|reply| Request::Run(command, text, reply)).await
     }
 
-    /// Removes what is there and ends the helper. Returns when it is done or cannot be done any more.
+    /// Removes what is there and may not stay, and ends the helper. Returns when it is done or cannot be done any more.
     pub(crate) async fn bye(self) {
         let (reply, done) = oneshot::channel();
         let farewell = async {

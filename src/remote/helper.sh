@@ -16,6 +16,8 @@ B=;
 K=;
 X=;
 W=;
+G=;
+R=0;
 n=0;
 U=$(id -u);
 say() { printf "%s %s %s\n" "$N" "$n" "$*"; };
@@ -68,17 +70,17 @@ arm() {
     trap "kill \$!; exit 0" TERM;
     trap "" HUP INT PIPE;
     sleep "$w" &
-    wait "$!" && { kill -KILL "$$"; wipe; };
+    wait "$!" && { kill -KILL "$$"; part; };
     exit 0;
   ) </dev/null >/dev/null &
   W=$!;
-  trap "leave 1" TERM;
+  trap "wipe; leave 1" TERM;
   [ -z "$v" ] || { kill "$v"; wait "$v"; };
 };
 
 # After the removal, not before: if we are killed half-way, the watchdog finishes it.
 leave() {
-  wipe;
+  part;
   [ -z "$K" ] || rm -f "$K";
   release;
   [ -z "$W" ] || kill "$W";
@@ -123,6 +125,7 @@ take() {
   [ -d "$t" ] && IFS= read -r o < "$t/.owner";
   if [ "$o" != "$N" ]; then
     if [ -e "$t" ] || [ -h "$t" ]; then
+      ! lingers "$t" || kill -USR1 "$i";
       mv "$t" "$t.gone.$$";
     fi;
     set +f;
@@ -145,9 +148,17 @@ take() {
 
 # The first place that will do for directory $1; its kind is left in e. A usual one is passed over where a socket
 # in it would have a longer path than every system takes. Where jobs take our environment to other machines (H), no
-# name is used that another user could give to something of theirs there.
+# name is used that another user could give to something of theirs there. Where files are to stay when we end (V), those
+# places will not do that logind empties when a user's last session ends.
 place() {
+  S=;
+  if [ -n "$V" ] && [ -d /run/systemd/seats ] && [ ! -e "/var/lib/systemd/linger/$(id -un)" ]; then
+    S=/tmp;
+  fi;
   for e in runtime run ${H:+home} shm tmp made home; do
+    case $S$e in
+      (/tmpruntime|/tmprun|/tmpshm) continue;;
+    esac;
     case $e in
       (runtime) p=$XDG_RUNTIME_DIR;;
       (run) p=/run/user/$U;;
@@ -165,7 +176,7 @@ place() {
 
 # Directory $1 in one of a random name, where another user has ours; in the same one every time.
 fresh() {
-  for p in /dev/shm /tmp; do
+  for p in ${S:-/dev/shm} /tmp; do
     if safe "$p"; then
       set +f;
       for d in "$p/broker-$U".??????; do
@@ -230,8 +241,13 @@ sweep() {
     if [ "$2" != force ] && [ ! -h "$t" ] && alive "$t"; then
       tell live "$t";
     elif [ "$2" = look ]; then
-      tell dead "$t";
+      if lingers "$t"; then
+        tell lingers "$t";
+      else
+        tell dead "$t";
+      fi;
     else
+      ! lingers "$t" || kill -USR1 "$i";
       rm -rf "$t";
       if [ -e "$t" ]; then
         tell stuck "$t";
@@ -411,7 +427,8 @@ set -f;
 for i in chmod grep ls mkdir mv rm rmdir sleep sort wc; do
   command -v "$i" >/dev/null || say row missing "$i";
 done;
-trap "leave 1" HUP INT TERM PIPE;
+trap "leave 1" HUP INT PIPE;
+trap "wipe; leave 1" TERM;
 arm;
 say ok;
 
@@ -426,6 +443,8 @@ while IFS= read -r l; do
         (*) wipe;;
       esac;
       D=;
+      G=;
+      V=$4;
       if place "$3"; then
         arm;
         say ok "$e" "$D";
@@ -614,13 +633,28 @@ while IFS= read -r l; do
       else
         say no process;
       fi;;
+    (linger)
+      shift 2;
+      G=;
+      T=$(date +%s);
+      case $T in
+        (""|*[!0-9]*) say no date;;
+        (*) G=$*; arm; say ok;;
+      esac;;
+    (part)
+      if part; then
+        say ok "$R";
+      else
+        say no remove;
+      fi;;
     (remove)
+      G=;
       if wipe; then
         say ok;
       else
         say no remove;
       fi;;
-    (bye) wipe; say ok; leave 0;;
+    (bye) part; say ok; leave 0;;
     (*) say no command;;
   esac;
 done;

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -56,6 +56,15 @@ pub(crate) enum Place {
     Random,
     /// `~/.cache`, because nothing else could be written; it may be shared between hosts.
     Home,
+}
+
+/// Whether our directory is to be there when we are not.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Stay {
+    /// It goes when we do.
+    Goes,
+    /// It may stay for a while, also when the user's last session on the host has ended.
+    Outlives,
 }
 
 /// What does our work on the host.
@@ -209,9 +218,9 @@ impl Error {
 
 impl Hands {
     /// Makes our directory on the host, empty, or returns it again. There is one: another key removes the first.
-    pub(crate) async fn directory(&self, key: Key) -> Result<Directory, Error> {
+    pub(crate) async fn directory(&self, key: Key, stay: Stay) -> Result<Directory, Error> {
         match self {
-            Self::Helper(helper) => Ok(helper.directory(key).await?),
+            Self::Helper(helper) => Ok(helper.directory(key, stay).await?),
             Self::Sftp(sftp) => {
                 let sftp::Spot { place, path, below_home } = sftp.directory(&key).await?;
                 Ok(Directory { hands: self.clone(), place, path, below_home })
@@ -243,6 +252,15 @@ impl Hands {
         match self {
             Self::Helper(helper) => Ok(helper.remove().await?),
             Self::Sftp(sftp) => Ok(sftp.remove().await?),
+        }
+    }
+
+    /// Removes our directory, but for what [`Installed::linger`] has stay there; returns for how long that does.
+    pub(crate) async fn part(&self) -> Result<Option<Duration>, Error> {
+        match self {
+            Self::Helper(helper) => Ok(helper.part().await?),
+            // Nothing there could remove it later.
+            Self::Sftp(sftp) => Ok(sftp.remove().await.map(|()| None)?),
         }
     }
 
@@ -298,6 +316,16 @@ impl Installed {
     /// Adds or replaces a file.
     pub(crate) async fn write(&self, file: File) -> Result<(), Error> {
         self.directory.hands.write(file).await
+    }
+
+    /// Has these files stay when we end, each for as long as it is good for and none longer than `most`; what else leads
+    /// to credentials goes then. Replaces what was said before.
+    pub(crate) async fn linger(&self, most: Duration, files: &[(FileName, Duration)]) -> Result<(), Error> {
+        match &self.directory.hands {
+            Hands::Helper(helper) => Ok(helper.linger(most, files).await?),
+            // Nothing there could remove them later.
+            Hands::Sftp(_) => Ok(()),
+        }
     }
 
     /// Notes that credentials with this end may lie there from now on.

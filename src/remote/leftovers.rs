@@ -28,6 +28,8 @@ pub(crate) struct Leftover {
 pub(crate) enum State {
     /// A broker uses it.
     Live,
+    /// Its broker has ended and left role credentials there for a while.
+    Lingers,
     /// Nobody uses it, and it is still there because we only looked.
     Dead,
     /// It was removed.
@@ -61,6 +63,7 @@ fn parse(row: &str) -> Option<Leftover> {
     let (state, path) = row.split_once(' ')?;
     let state = match state {
         "live" => State::Live,
+        "lingers" => State::Lingers,
         "dead" => State::Dead,
         "gone" => State::Removed,
         "stuck" => State::Stuck,

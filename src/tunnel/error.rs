@@ -33,6 +33,12 @@ pub(crate) enum Error {
         #[source]
         source: Box<Self>,
     },
+    #[error("no command runs on {host}, so nothing there could remove what `--linger` would leave")]
+    CannotLinger {
+        host: String,
+        #[source]
+        source: Box<Self>,
+    },
     #[error("no command runs on {host}, and SFTP is no way there either: {refused}")]
     NoSftp {
         host: String,
@@ -106,6 +112,9 @@ impl Error {
                 "with `-N` role credentials are kept in files there over SFTP, if the server offers that, for \
                  programs that run there without a login"
                     .to_owned(),
+            ),
+            Self::CannotLinger { .. } => Some(
+                "leave out `--linger`: role credentials lie in files there while we are connected".to_owned(),
             ),
             Self::NoSftp { .. } => Some(
                 "the account must be able to run commands (`ssh HOST true` must work; a ForceCommand, a menu or \
@@ -193,7 +202,7 @@ impl Error {
 }
 
 /// Returns a duration as people say it.
-fn spoken(duration: Duration) -> String {
+pub(super) fn spoken(duration: Duration) -> String {
     match duration.as_secs() {
         seconds @ 0..120 => format!("{seconds} s"),
         seconds => format!("{} min", seconds / 60),

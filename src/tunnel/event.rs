@@ -50,9 +50,12 @@ pub(crate) enum Event {
         host: String,
         reason: String,
         host_clean: bool,
-        /// When what had to be left there is worth nothing any more, where nothing there removes it.
+        /// When what was left there is worth nothing any more, or removed by the host (`lingers`).
         #[serde(serialize_with = "utc", skip_serializing_if = "Option::is_none")]
         stays_until: Option<SystemTime>,
+        /// Whether it was left on purpose (`--linger`), and the host removes it.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        lingers: bool,
     },
 }
 

@@ -11,7 +11,7 @@ use crate::{
     clock::Clock,
     remote::{
         home::HomeFile,
-        install::{Key, Place},
+        install::{Key, Place, Stay},
         leftovers::{State, Sweep},
         probe::{self, Attempt, Probes},
         shadow::{self, Shadow},
@@ -156,7 +156,7 @@ impl Visit {
         const SOCKET: &str = "forward-unix";
         let untried = || Check::problem(SOCKET, "there is no directory for a socket", "see `directory`");
         let Some(key) = Key::new("doctor") else { return (untried(), untried()) };
-        let directory = match self.helper.directory(key).await {
+        let directory = match self.helper.directory(key, Stay::Goes).await {
             Ok(directory) => directory,
             Err(error) => {
                 return (Check::found(PLACE, Level::Problem, error.to_string(), error.hint()), untried());
@@ -307,7 +307,8 @@ impl Visit {
             Err(error) => return vec![Check::found(NAME, Level::Problem, error.to_string(), error.hint())],
         };
         let mut checks = Vec::new();
-        let mut look = |what: String, state: State| match state {
+        let mut look = |what: String, state: State| {
+            match state {
             State::Dead | State::Removed | State::Stuck => {
                 checks.push(Check::warning(
                     NAME,
@@ -320,7 +321,15 @@ impl Visit {
                 format!("{what} was made on another host that shares this home"),
                 "run `broker clean` for that host",
             )),
+            State::Lingers => checks.push(Check::ok(
+                NAME,
+                format!(
+                    "{what} has role credentials that `--linger` left; they go by themselves, or at once with \
+                     `broker clean {host}`"
+                ),
+            )),
             State::Live => checks.push(Check::ok(NAME, format!("{what} is in use by a running broker"))),
+        }
         };
         for leftover in &found {
             look(format!("`{}`", leftover.path), leftover.state);

@@ -20,7 +20,7 @@ use super::{
     login_shell::{self, Question},
     reconnect::Again,
     reraise,
-    role_files::{self, Written},
+    role_files::{self, Linger, Written},
     start_helper::start_helper,
     travels,
 };
@@ -29,7 +29,7 @@ use crate::{
     human::Human,
     remote::{
         helper::Facts,
-        install::{self, Directory, Hands, Installed, Key},
+        install::{self, Directory, Hands, Installed, Key, Stay},
         sftp::Sftp,
         shadow::Variable,
         trust::Trust,
@@ -227,7 +227,8 @@ impl Link {
         };
         let key = link.ways.port.map_or_else(|| inputs.key.clone(), Key::port);
         let failed = |source| Error::Install { host: inputs.host(), source };
-        let directory = link.hands.directory(key).await.map_err(failed)?;
+        let stay = if inputs.options.linger.is_some() { Stay::Outlives } else { Stay::Goes };
+        let directory = link.hands.directory(key, stay).await.map_err(failed)?;
         // Where no program can ask at a socket, it would only keep SDKs from files, which need none.
         let is_of_use = facts.fetches || link.ways.port.is_some();
         if transport == Transport::Unix || transport == Transport::Auto && is_of_use {
@@ -257,6 +258,9 @@ impl Link {
         if inputs.runs {
             return Err(Error::NothingRuns { host, source: Box::new(no_helper) });
         }
+        if inputs.options.linger.is_some() {
+            return Err(Error::CannotLinger { host, source: Box::new(no_helper) });
+        }
         let opened = session.subsystem("sftp").await;
         let (stream, pump) = match opened {
             Ok(opened) => opened,
@@ -270,7 +274,7 @@ impl Link {
         let client = sftp::Client::start(stream).await.map_err(|e| failed(install::Error::Sftp(e.into())))?;
         let mut link = Self::new(session, Hands::Sftp(Sftp::new(client)), None, tasks);
         let claim = inputs.lasting.claim()?;
-        link.directory = Some(link.hands.directory(claim.key.clone()).await.map_err(failed)?);
+        link.directory = Some(link.hands.directory(claim.key.clone(), Stay::Goes).await.map_err(failed)?);
         link.claim = Some(claim);
         link.ways.file = true;
         inputs.observe(Event::Notice {
@@ -343,8 +347,14 @@ impl Link {
     }
 
     /// Keeps role credentials in files fresh from now on.
-    pub(super) fn keep_files(&mut self, grants: Arc<Grants>, installed: Arc<Installed>, written: Written) {
-        let keeping = role_files::keep(grants, installed, written, self.stop_serving.subscribe());
+    pub(super) fn keep_files(
+        &mut self,
+        grants: Arc<Grants>,
+        installed: Arc<Installed>,
+        written: Written,
+        linger: Option<Linger>,
+    ) {
+        let keeping = role_files::keep(grants, installed, written, linger, self.stop_serving.subscribe());
         self.tasks.spawn(async move {
             match keeping.await {
                 Ok(()) => TaskEnd::Server,
@@ -407,17 +417,41 @@ impl Link {
         self.session.disconnect().await;
     }
 
-    /// Stops serving, removes what lies on the host, disconnects. Returns whether the host is known to be clean.
-    pub(super) async fn close(mut self) -> bool {
+    /// Serves nobody any more, and lets what lies on the host be as it is.
+    pub(super) fn stop_serving(&self) {
         self.stop_serving.send_replace(true);
-        let removed = tokio::time::timeout(REMOVE_TIMEOUT, self.hands.remove()).await;
+    }
+
+    /// Stops serving, removes what lies on the host, disconnects. Returns what is known to be left there.
+    pub(super) async fn close(mut self, linger: bool) -> Left {
+        self.stop_serving.send_replace(true);
+        let removing = async {
+            match linger {
+                true => self.hands.part().await,
+                false => self.hands.remove().await.map(|()| None),
+            }
+        };
+        let removed = tokio::time::timeout(REMOVE_TIMEOUT, removing).await;
         let farewell = self.hands.bye();
         drop(tokio::time::timeout(BYE_TIMEOUT, farewell).await);
         self.session.disconnect().await;
         self.tasks.shutdown().await;
         self.asking.shutdown().await;
-        matches!(removed, Ok(Ok(())))
+        match removed {
+            Ok(Ok(None)) => Left::Nothing,
+            Ok(Ok(Some(stays))) => Left::Credentials(stays),
+            Err(_) | Ok(Err(_)) => Left::Unknown,
+        }
     }
+}
+
+/// What is left on the host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Left {
+    Nothing,
+    /// Role credentials, for so long (`--linger`).
+    Credentials(Duration),
+    Unknown,
 }
 
 /// Dials the host, checks its key and logs in. `introduced` hears what is known of the server before the login.

@@ -29,8 +29,8 @@ pub(crate) use error::Error;
 pub(crate) use event::{Event, Step};
 pub(crate) use examine::{Check, Level};
 pub(crate) use lasting::Lasting;
-use link::Link;
 pub(crate) use link::Lost;
+use link::{Left, Link};
 pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace, Transport};
 pub(crate) use retry::FirstTries;
 pub(crate) use steering::{NotPut, Steering};
@@ -43,6 +43,7 @@ use self::{
 };
 use crate::{
     audit::{self, Log},
+    clock::Clock,
     creds::grant::Grants,
     human::Human,
     remote::{
@@ -92,6 +93,7 @@ pub(crate) struct Inputs {
     pub(crate) steering: Steering,
     /// Who connects to one server at once: a server takes few that have not logged in yet (`MaxStartups`).
     pub(crate) turns: Arc<tokio::sync::Semaphore>,
+    pub(crate) clock: Clock,
 }
 
 impl Inputs {
@@ -139,7 +141,7 @@ async fn bring_up(inputs: &Inputs, again: Option<&Again>) -> Result<(Up, Exports
     let OnHost { files, managed, exports } = match put_files(inputs, &mut link).await {
         Ok(on_host) => on_host,
         Err(source) => {
-            link.close().await;
+            link.close(false).await;
             return Err(Error::Install { host: inputs.host(), source });
         }
     };
@@ -316,26 +318,51 @@ impl Tunnel {
         }
     }
 
+    /// Takes all grants back. What lies on the host does not follow any more, as it may stay (`--linger`).
+    pub(crate) fn revoke(&self) {
+        if let Some(up) = &self.up {
+            up.link.stop_serving();
+        }
+        self.inputs.grants.revoke_all();
+    }
+
     /// Revokes, cleans the host, disconnects: within 2 s, whatever the host does.
     pub(crate) async fn stop(self, reason: &str) {
+        self.revoke();
         let Self { inputs, up, memory, .. } = self;
-        inputs.grants.revoke_all();
         let (host_clean, stays_until) = match up {
             Some(up) => take_down(&inputs, up).await,
             // Whatever lay there had 45 s, and somebody may still be cut off with it.
             None => (false, memory.stays_until),
         };
         inputs.log.record(audit::Entry { event: audit::Event::TunnelDown, ..audit::Entry::default() });
+        let lingers = inputs.options.linger.is_some();
+        // What the host has removed meanwhile, or within the 45 s, is not worth a time.
+        let stays_until = stays_until.filter(|until| !lingers || *until > inputs.clock.now());
+        let lingers = lingers && stays_until.is_some();
         let (host, reason) = (inputs.host(), reason.to_owned());
-        inputs.observe(Event::Stopped { host, reason, host_clean, stays_until });
+        inputs.observe(Event::Stopped { host, reason, host_clean, stays_until, lingers });
+    }
+}
+
+impl Up {
+    /// Returns until when at the latest credentials lie on the host that we cannot remove any more; `None` where its
+    /// helper removes them.
+    fn stays_until(&self, inputs: &Inputs) -> Option<SystemTime> {
+        let ends = self.files.ends();
+        match inputs.options.linger {
+            // The host may notice only then that we are gone.
+            Some(most) => ends.map(|ends| ends.min(inputs.clock.now() + NOTICED + most)),
+            None => ends.filter(|_| matches!(self.link.hands, Hands::Sftp(_))),
+        }
     }
 }
 
 /// Cleans the host and disconnects. Returns whether the host is known to be clean, and otherwise until when what stays
-/// there is worth something, where nothing else removes it.
+/// there is worth something, where nothing else removes it at once.
 async fn take_down(inputs: &Inputs, up: Up) -> (bool, Option<SystemTime>) {
-    let Up { link, files, managed, .. } = up;
-    let over_sftp = matches!(link.hands, Hands::Sftp(_));
+    let stays_until = up.stays_until(inputs);
+    let Up { link, managed, .. } = up;
     if let Some(managed) = managed
         && !matches!(tokio::time::timeout(UNMANAGE_TIMEOUT, managed.remove()).await, Ok(Ok(())))
     {
@@ -347,10 +374,15 @@ async fn take_down(inputs: &Inputs, up: Up) -> (bool, Option<SystemTime>) {
             ),
         });
     }
-    let host_clean = link.close().await;
-    // A helper cleans up after us in any case.
-    (host_clean, files.ends().filter(|_| over_sftp && !host_clean))
+    match link.close(inputs.options.linger.is_some()).await {
+        Left::Nothing => (true, None),
+        Left::Credentials(stay) => (false, Some(inputs.clock.now() + stay)),
+        Left::Unknown => (false, stays_until),
+    }
 }
+
+/// The host notices by then that it hears nothing from us any more (`product.md` 3).
+const NOTICED: Duration = Duration::from_secs(45);
 
 /// The connection says why it ended a moment after it did.
 const LOST_TIMEOUT: Duration = Duration::from_millis(500);

@@ -2,7 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Event, Inputs, TokenPlace, link::Link, role_files, steering::Placed, travels, trust};
+use super::{
+    Event, Inputs, TokenPlace, error,
+    link::Link,
+    role_files::{self, Linger},
+    steering::Placed,
+    travels, trust,
+};
 use crate::{
     names::ProfileName,
     remote::{
@@ -36,7 +42,9 @@ pub(super) struct Exports {
 pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost, install::Error> {
     let Some(directory) = link.directory.take() else { return Err(helper::Error::NoPlace.into()) };
     let place = directory.place();
-    travels::tell(inputs, link.facts.as_ref(), place, directory.path(), link.ways.file);
+    let linger = inputs.options.linger.map(|most| Linger { most, clock: inputs.clock.clone() });
+    let credentials_lie_there = link.ways.file || linger.is_some();
+    travels::tell(inputs, link.facts.as_ref(), place, directory.path(), credentials_lie_there);
     if let Some(below) = directory.below_home() {
         inputs.observe(Event::Warning {
             message: format!(
@@ -86,6 +94,7 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
         command: inputs.command.as_deref(),
         below_home: below_home.as_deref(),
         reach: travels::reach(place, link.facts.as_ref(), inputs.options.token, keep_config),
+        lingers: linger.is_some(),
     };
     let environment = layout.environment(directory.path());
     let mut files = layout.files(directory.path());
@@ -94,10 +103,9 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
     }
     let sections = layout.sections(directory.path());
     let installed = Arc::new(directory.install(files).await?);
-    if link.ways.file {
-        let mut written = role_files::Written::default();
+    let mut written = role_files::Written::default();
+    if credentials_lie_there {
         role_files::write(&inputs.grants, &installed, &mut written).await?;
-        link.keep_files(Arc::clone(&inputs.grants), Arc::clone(&installed), written);
     }
     let unserved = match profiles {
         files::Profiles::Socket => Some("so no process there gets credentials"),
@@ -106,13 +114,16 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
         }
         files::Profiles::Port | files::Profiles::Files => None,
     };
-    if let Some(unserved) = unserved.filter(|_| !fetches) {
+    if let Some(unserved) = unserved.filter(|_| !fetches && linger.is_none()) {
         inputs.observe(Event::Warning {
             message: format!(
                 "neither curl nor python3 nor nc is on {}, {unserved}; install curl on the host, or use `--transport file`",
                 inputs.host()
             ),
         });
+    }
+    if linger.is_some() {
+        inputs.observe(Event::Notice { message: what_lingers(inputs, installed.path()) });
     }
     for shadow in shadows(inputs, link, &exported).await {
         inputs.observe(Event::Warning { message: shadow.to_string() });
@@ -138,8 +149,32 @@ pub(super) async fn put_files(inputs: &Inputs, link: &mut Link) -> Result<OnHost
         login_shell,
         program: link.facts.as_ref().and_then(|facts| facts.shell.clone()),
         managed: managed.is_some(),
+        lingers: linger.is_some(),
     });
+    if let Some(linger) = &linger
+        // Last, so that a start that is interrupted leaves nothing.
+        && let Err(error) = linger.tell(&installed, &written).await
+    {
+        if let Some(managed) = managed {
+            // The first error is the one to tell.
+            drop(managed.remove().await);
+        }
+        return Err(error);
+    }
+    if credentials_lie_there {
+        link.keep_files(Arc::clone(&inputs.grants), Arc::clone(&installed), written, linger);
+    }
     Ok(OnHost { files: installed, managed, exports: Exports { environment, login_shell } })
+}
+
+/// Returns what `--linger` means.
+fn what_lingers(inputs: &Inputs, path: &str) -> String {
+    let most = inputs.options.linger.map(error::spoken).unwrap_or_default();
+    format!(
+        "role credentials lie in `{path}` on {host} (`--linger`); when we end they stay there for {most}, or until they \
+         expire if that is sooner",
+        host = inputs.host()
+    )
 }
 
 /// Finds what on the host would be used instead of us.

@@ -56,6 +56,8 @@ pub(crate) struct Options {
     pub(crate) keep_config: bool,
     /// `--tmux`: the shell runs inside tmux on the host, and so outlives a link.
     pub(crate) tmux: bool,
+    /// `--linger`: how long role credentials may stay on the host when we end.
+    pub(crate) linger: Option<Duration>,
     /// `--reconnect-for`: how long a lost link is tried to be replaced; for ever where nothing was said.
     pub(crate) reconnect_for: Option<Duration>,
 }

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     backoff,
     human::{BoxFuture, Human, Question},
-    remote::{helper::Facts, install::Hands, probe::Refusal, stale::Grave},
+    remote::{helper::Facts, probe::Refusal, stale::Grave},
     ssh::{self, dial::Before},
 };
 
@@ -49,7 +49,7 @@ pub(super) struct Memory {
     directory: String,
     graves: Vec<Grave>,
     failures: Failures,
-    /// When what could not be removed there ends by itself, where nothing else removes it.
+    /// When what lies there ends by itself, where nothing else removes it, or at the latest is removed (`--linger`).
     pub(super) stays_until: Option<SystemTime>,
 }
 
@@ -80,16 +80,14 @@ impl Memory {
     }
 
     /// Remembers what a dead link may have left on the host.
-    fn bury(&mut self, up: &Up) {
+    fn bury(&mut self, inputs: &Inputs, up: &Up) {
         if let Some(facts) = &up.link.facts {
             self.graves.extend(Grave::of(facts));
             // A connection that is not mentioned any more ends by the keepalives of its server.
             let surplus = self.graves.len().saturating_sub(MOST_GRAVES);
             self.graves.drain(..surplus);
         }
-        if matches!(up.link.hands, Hands::Sftp(_)) {
-            self.stays_until = up.files.ends();
-        }
+        self.stays_until = up.stays_until(inputs);
         if up.since.elapsed() >= HEALTHY {
             self.failures = Failures::default();
         }
@@ -117,7 +115,7 @@ impl Tunnel {
         let began = Instant::now();
         let host = self.inputs.host();
         if let Some(up) = self.up.take() {
-            self.memory.bury(&up);
+            self.memory.bury(&self.inputs, &up);
             up.link.abandon().await;
         }
         let limit = self.inputs.options.reconnect_for;

@@ -43,9 +43,11 @@ pub(super) fn judge(error: &Error) -> Verdict {
         Error::Helper { source: helper::Error::Unsuitable { .. }, .. } => Verdict::GiveUp,
         Error::Install { source: install::Error::Helper(error), .. } if is_silence(error) => Verdict::Again,
         Error::Helper { source, .. } if is_silence(source) => Verdict::Again,
-        Error::Helper { .. } | Error::Install { .. } | Error::NothingRuns { .. } | Error::NoSftp { .. } => {
-            Verdict::Patiently
-        }
+        Error::Helper { .. }
+        | Error::Install { .. }
+        | Error::NothingRuns { .. }
+        | Error::CannotLinger { .. }
+        | Error::NoSftp { .. } => Verdict::Patiently,
         Error::Lost(Lost::Connection { source: Ended::Killed(Killed::Violation(_)), .. }) => Verdict::GiveUp,
         Error::Lost(_) => Verdict::Again,
         Error::CannotCheckCallers { .. }

@@ -1,13 +1,18 @@
-//! Role credentials in files on the host, for servers that refuse every forward.
+//! Role credentials in files on the host: for servers that refuse every forward, and to outlive us (`--linger`).
 //!
 //! Each grant's file is written before the tunnel is ready, again with every renewal, and emptied when there is nothing
 //! valid to put in. Removal belongs to the directory that the files lie in.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    clock::Clock,
     creds::{
         grant::{Grant, Grants},
         secret::RoleCredentials,
@@ -15,21 +20,42 @@ use crate::{
     names::ProfileName,
     remote::{
         files::role_file,
-        install::{Content, Error, File, Installed},
+        install::{Content, Error, File, FileName, Installed},
     },
     serve::reply::credentials_text,
 };
 
-/// What lies in the files, by the access key ids, which are no secrets; `None` for an empty file.
+/// What lies in the files: the access key id, which is no secret, and the end; `None` for an empty file.
 #[derive(Debug, Default)]
-pub(super) struct Written(HashMap<ProfileName, Option<String>>);
+pub(super) struct Written(HashMap<ProfileName, Option<(String, SystemTime)>>);
 
-/// Writes what is new.
+/// Whether the files stay when we end, and for how long at most.
+#[derive(Clone, Debug)]
+pub(super) struct Linger {
+    pub(super) most: Duration,
+    pub(super) clock: Clock,
+}
+
+impl Linger {
+    /// Tells the host what stays there when we end, from now on. What it has not been told goes.
+    pub(super) async fn tell(&self, installed: &Installed, written: &Written) -> Result<(), Error> {
+        let now = self.clock.now();
+        let left = |(profile, held): (&ProfileName, &Option<(String, SystemTime)>)| {
+            let left = held.as_ref()?.1.duration_since(now).ok()?;
+            Some((role_file(profile), left))
+        };
+        let files: Vec<(FileName, Duration)> = written.0.iter().filter_map(left).collect();
+        installed.linger(self.most, &files).await
+    }
+}
+
+/// Writes what is new, and returns whether anything was.
 pub(super) async fn write(
     grants: &Grants,
     installed: &Installed,
     written: &mut Written,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
+    let mut new = false;
     let list = grants.list();
     let gone: Vec<ProfileName> = written
         .0
@@ -40,11 +66,14 @@ pub(super) async fn write(
     for profile in gone {
         installed.write(File { name: role_file(&profile), content: Content::text(String::new()) }).await?;
         written.0.remove(&profile);
+        new = true;
     }
     for grant in list {
         let (credentials, content) = content(grants, &grant).await;
-        let id = credentials.as_ref().map(|credentials| credentials.access_key_id.clone());
-        if written.0.get(&grant.profile) == Some(&id) {
+        let held = credentials
+            .as_ref()
+            .map(|credentials| (credentials.access_key_id.clone(), credentials.expires_at));
+        if written.0.get(&grant.profile) == Some(&held) {
             continue;
         }
         if let Some(credentials) = credentials {
@@ -52,9 +81,10 @@ pub(super) async fn write(
             installed.holds_until(credentials.expires_at);
         }
         installed.write(File { name: role_file(&grant.profile), content }).await?;
-        written.0.insert(grant.profile.clone(), id);
+        written.0.insert(grant.profile.clone(), held);
+        new = true;
     }
-    Ok(())
+    Ok(new)
 }
 
 /// Keeps the files as fresh as the grants until `stopping` changes or the helper is gone.
@@ -62,19 +92,30 @@ pub(super) async fn keep(
     grants: Arc<Grants>,
     installed: Arc<Installed>,
     mut written: Written,
+    linger: Option<Linger>,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), Error> {
     let mut changes = grants.changes();
     loop {
         tokio::select! {
+            // First, as the end changes every grant as well, and what lies there may stay then.
+            biased;
             _ = stopping.changed() => return Ok(()),
             _ = changes.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
         }
+        let writing = async {
+            let new = write(&grants, &installed, &mut written).await?;
+            match &linger {
+                Some(linger) if new => linger.tell(&installed, &written).await,
+                _ => Ok(()),
+            }
+        };
         tokio::select! {
+            biased;
             // Whoever stops has two seconds in all, and removes what a dropped write leaves.
             _ = stopping.changed() => return Ok(()),
-            result = write(&grants, &installed, &mut written) => result?,
+            result = writing => result?,
         }
     }
 }

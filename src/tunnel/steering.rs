@@ -50,6 +50,8 @@ pub(super) struct Placed {
     /// The path of the login shell.
     pub(super) program: Option<String>,
     pub(super) managed: bool,
+    /// Whether role credentials lie in files beside a port or a socket (`--linger`).
+    pub(super) lingers: bool,
 }
 
 /// Exports for another terminal on the host. They name the token's file, and hold no secret.
@@ -136,7 +138,8 @@ impl Steering {
         for file in all.unwrap_or_default().into_iter().rev() {
             installed.write(file).await?;
         }
-        if placed.profiles == Profiles::Files && placed.port.is_none() {
+        let without_us = placed.profiles == Profiles::Files && placed.port.is_none();
+        if without_us || placed.lingers {
             for grant in grants.list() {
                 let (credentials, content) = role_files::content(grants, &grant).await;
                 if let Some(credentials) = credentials {
@@ -146,9 +149,11 @@ impl Steering {
             }
         }
         for profile in gone {
-            let name =
-                if placed.profiles == Profiles::Files { role_file(profile) } else { token_file(profile) };
-            installed.write(File { name, content: Content::text(String::new()) }).await?;
+            let role = (placed.profiles == Profiles::Files || placed.lingers).then(|| role_file(profile));
+            let token = (placed.profiles != Profiles::Files).then(|| token_file(profile));
+            for name in [role, token].into_iter().flatten() {
+                installed.write(File { name, content: Content::text(String::new()) }).await?;
+            }
         }
         Ok(())
     }
@@ -182,6 +187,7 @@ impl Placed {
             command: None,
             below_home: self.below_home.as_deref(),
             reach: travels::reach(self.place, self.facts.as_ref(), self.token, self.keep_config),
+            lingers: self.lingers,
         };
         Some(make(&layout))
     }

@@ -34,6 +34,7 @@ mod jumps;
 #[cfg(feature = "keyring")]
 mod keyring;
 mod limits;
+mod linger;
 mod load;
 mod logins;
 mod man;

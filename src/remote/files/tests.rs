@@ -27,6 +27,7 @@ pub(super) fn with_layout<T>(name: &str, command: Option<&str>, test: impl FnOnc
         command,
         below_home: None,
         reach: Reach::Ours,
+        lingers: false,
     })
 }
 

@@ -15,7 +15,7 @@ use super::{
     wire::{Answer, LONGEST_ANSWER, Lines, answer, ended},
 };
 use crate::remote::{
-    install::{Content, File},
+    install::{Content, File, Stay},
     sockets::{Listener, Row, as_in_proc, owner},
 };
 
@@ -83,8 +83,9 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
         match request {
             Request::Caller(call, reply) => self.callers(call, reply).await?,
             Request::Listeners(port, reply) => drop(reply.send(self.listeners(port).await?)),
-            Request::Directory(key, reply) => {
-                let answer = self.exchange(format!("dir {}", key.as_str()).as_bytes()).await?;
+            Request::Directory(key, stay, reply) => {
+                let stay = if stay == Stay::Outlives { " stays" } else { "" };
+                let answer = self.exchange(format!("dir {}{stay}", key.as_str()).as_bytes()).await?;
                 drop(reply.send(match answer.verdict {
                     Ok(text) => Ok(Place::parse(&text).ok_or(Error::Garbled { what: "an odd directory" })?),
                     Err(_) => Err(Error::NoPlace),

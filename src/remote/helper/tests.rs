@@ -17,10 +17,13 @@ use tokio::{
 };
 
 use super::*;
+
+mod linger;
+
 use crate::remote::{
     home::{self, HomeFile},
     install::{self, Content, File, FileName, Installed},
-    leftovers::{State, Sweep, sweep},
+    leftovers::{self, State, Sweep, sweep},
     managed::{self, Wanted},
     sockets::{Listener, ListenerProblem, verify},
 };
@@ -136,7 +139,7 @@ fn facts_of_a_hostile_host_can_be_shown() {
 
 impl Link {
     async fn install(&self, key: &str, files: Vec<File>) -> Result<Installed, install::Error> {
-        self.helper.directory(Key::new(key).unwrap()).await?.install(files).await
+        self.helper.directory(Key::new(key).unwrap(), Stay::Goes).await?.install(files).await
     }
 
     /// As `kill -9` of us: both pipes close, and nothing is said.
@@ -191,11 +194,11 @@ async fn every_shell_runs_the_helper_and_nothing_stays() {
         assert_eq!(facts.parent.started, Some(started), "{shell}");
         assert!(facts.boot_id.as_ref().is_some_and(|id| id.len() == 36) && facts.shows_sockets);
 
-        let directory = link.helper.directory(Key::port(4144)).await.unwrap();
+        let directory = link.helper.directory(Key::port(4144), Stay::Goes).await.unwrap();
         let path = PathBuf::from(directory.path());
         let user = format!("run/broker-{}", facts.uid);
         assert_eq!((directory.place(), &path), (Place::Runtime, &host.path(&user).join("4144")), "{shell}");
-        let again = link.helper.directory(Key::port(4144)).await.unwrap();
+        let again = link.helper.directory(Key::port(4144), Stay::Goes).await.unwrap();
         assert_eq!(again.path(), directory.path());
         let odd = " a'b\\c\"$(x)`y`\t-n \\n %s\n\n  trailing \n.\né\n";
         let files = vec![text("env.sh", odd), text("empty", ""), secret("token-a=20b", SECRET)];
@@ -499,7 +502,7 @@ async fn places_that_others_hold_are_passed_over() {
         ),
     ] {
         let (link, _directory) = as_nobody(&prepare).await.expect(&prepare);
-        let directory = link.helper.directory(Key::port(4144)).await.expect(&prepare);
+        let directory = link.helper.directory(Key::port(4144), Stay::Goes).await.expect(&prepare);
         assert!(directory.place() == place && directory.path().starts_with(path), "{prepare}: {directory:?}");
         let path = directory.path().to_owned();
         let installed = directory.install(vec![secret("token", SECRET)]).await.unwrap();
@@ -521,7 +524,7 @@ async fn places_that_others_hold_are_passed_over() {
 #[tokio::test]
 async fn no_safe_place_is_an_error() {
     let (link, _directory) = as_nobody("chmod 755 /dev/shm /tmp && chown 0 /tmp/home").await.unwrap();
-    let error = link.helper.directory(Key::port(4144)).await.unwrap_err();
+    let error = link.helper.directory(Key::port(4144), Stay::Goes).await.unwrap_err();
     assert!(matches!(error, Error::NoPlace), "{error:?}");
     assert!(error.hint().is_some());
 }
@@ -536,7 +539,7 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
         let bootstrap = nonce.bootstrap_by(&host.sh());
         let command = host.command(&["unshare", "-m", "sh", "-ec", &script, "sh", "sh", "-c", &bootstrap]);
         let link = link(PACE, nonce, command).await.unwrap();
-        let directory = link.helper.directory(Key::port(4144)).await.unwrap();
+        let directory = link.helper.directory(Key::port(4144), Stay::Goes).await.unwrap();
         let real = inside(&link, directory.path());
         let huge = "x".repeat(99).repeat(300);
         let files = vec![secret("token", SECRET), text("env.sh", &huge)];
@@ -576,7 +579,7 @@ async fn no_secret_is_in_an_argv_or_environment() {
         let mut argv = if has_strace { strace.to_vec() } else { vec![] };
         argv.extend(["sh", "-c", &bootstrap]);
         let mut link = link(PACE, nonce, host.command(&argv)).await.unwrap();
-        let directory = link.helper.directory(Key::port(4144)).await.unwrap();
+        let directory = link.helper.directory(Key::port(4144), Stay::Goes).await.unwrap();
         let files = (0..20).map(|i| secret(&format!("token-{i}"), SECRET)).collect();
         let install = directory.install(files);
         tokio::pin!(install);
@@ -964,7 +967,7 @@ async fn what_others_write_meanwhile_is_kept_and_blocks_of_dead_tunnels_are_repl
         let host = Host::new(shell);
         let link = host.link().await;
         let config = host.path("home/.aws/config");
-        let directory = link.helper.directory(Key::port(4144)).await.unwrap();
+        let directory = link.helper.directory(Key::port(4144), Stay::Goes).await.unwrap();
         let node = link.facts.host.clone();
         let install = |path: &str, profile: &str| {
             let (path, helper, node) = (path.to_owned(), link.helper.clone(), node.clone());

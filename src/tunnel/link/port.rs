@@ -16,7 +16,7 @@ use super::{
 use crate::{
     remote::{
         helper::{Facts, Helper, Nonce},
-        install::Key,
+        install::{Key, Stay},
         probe::{self, Attempt, Probes},
         sockets,
         stale::How,
@@ -133,7 +133,7 @@ impl Link {
 
     async fn probe_unix_socket(&self, helper: &Helper) -> Attempt {
         let Some(key) = Key::new("probe") else { return Attempt::Untried };
-        let Ok(directory) = helper.directory(key).await else { return Attempt::Untried };
+        let Ok(directory) = helper.directory(key, Stay::Goes).await else { return Attempt::Untried };
         let attempt = match self.session.forward_streamlocal(&format!("{}/s", directory.path())).await {
             Ok(forward) => {
                 self.session.cancel(forward).await;
