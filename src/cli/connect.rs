@@ -382,6 +382,9 @@ pub(super) async fn run(
     if limits.confirm {
         grants.require_confirmation();
     }
+    if let Some(most) = plan.options.linger {
+        grants.keep_ahead(most);
+    }
     let host = plan.target.original.clone();
     let desk =
         Desk::new(1, &plan, Arc::clone(&grants), Arc::clone(&identity), environment.clone(), clock.clone());

@@ -185,6 +185,9 @@ pub(super) async fn run(
         if limits.confirm {
             grants.require_confirmation();
         }
+        if let Some(most) = plan.options.linger {
+            grants.keep_ahead(most);
+        }
         identity.grant_shared(&plan, &grants, &mut shared)?;
         let desk = Desk::new(
             id,

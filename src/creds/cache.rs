@@ -78,6 +78,8 @@ struct State {
     unasked: bool,
     /// New ones are wanted, however fresh those in memory are.
     renew: bool,
+    /// What should be left of them at any time.
+    ahead: Duration,
     runners: Vec<Weak<Notify>>,
 }
 
@@ -100,8 +102,9 @@ impl Held {
         wall.max(self.credentials.issued_at + self.landed.elapsed())
     }
 
-    fn freshness(&self, wall: SystemTime) -> Freshness {
-        freshness(self.now(wall), self.credentials.issued_at, self.credentials.expires_at)
+    fn is_over(&self, wall: SystemTime) -> bool {
+        let Self { credentials, .. } = self;
+        freshness(self.now(wall), credentials.issued_at, credentials.expires_at) == Freshness::Fetch
     }
 }
 
@@ -126,6 +129,13 @@ impl Cache {
         let cache = Self::new(source, clock);
         cache.state().unasked = true;
         cache
+    }
+
+    /// Has them renewed so early that at least so much of their life is left at any time, if AWS gives twice as much.
+    pub(crate) fn keep_ahead(&self, ahead: Duration) {
+        let mut state = self.state();
+        state.ahead = state.ahead.max(ahead);
+        wake(&state);
     }
 
     /// Returns valid credentials: at once if there are any, else when the flight lands or fails, at `deadline`
@@ -293,11 +303,14 @@ impl Cache {
         let pause = state.not_before.map(|at| at.saturating_duration_since(now)).unwrap_or_default();
         let wall = self.clock.now();
         let fresh_for = match &state.held {
-            Some(held) => next_check(held.now(wall), held.credentials.issued_at, held.credentials.expires_at),
+            Some(held) => {
+                let Held { credentials, .. } = held;
+                next_check(held.now(wall), credentials.issued_at, credentials.expires_at, state.ahead)
+            }
             None => Duration::ZERO,
         };
         // The settling time after a success is no reason to be without credentials.
-        let expired = state.held.as_ref().is_some_and(|held| held.freshness(wall) == Freshness::Fetch);
+        let expired = state.held.as_ref().is_some_and(|held| held.is_over(wall));
         let pause = if expired && state.trouble.is_none() { Duration::ZERO } else { pause };
         match pause.max(fresh_for) {
             Duration::ZERO => Due::Now,
@@ -307,7 +320,7 @@ impl Cache {
 
     fn valid(&self, state: &State) -> Option<Arc<RoleCredentials>> {
         let held = state.held.as_ref()?;
-        (held.freshness(self.clock.now()) != Freshness::Fetch).then(|| Arc::clone(&held.credentials))
+        (!held.is_over(self.clock.now())).then(|| Arc::clone(&held.credentials))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

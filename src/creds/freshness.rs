@@ -20,20 +20,29 @@ pub(crate) enum Freshness {
 /// Decides what to do at `now` with credentials that were obtained at `issued_at` and end at `expires_at`.
 pub(crate) fn freshness(now: SystemTime, issued_at: SystemTime, expires_at: SystemTime) -> Freshness {
     match expires_at.duration_since(now) {
-        Ok(left) if left > margin(issued_at, expires_at) => Freshness::Serve,
+        Ok(left) if left > margin(issued_at, expires_at, Duration::ZERO) => Freshness::Serve,
         Ok(left) if !left.is_zero() => Freshness::ServeAndRefresh,
         _ => Freshness::Fetch,
     }
 }
 
 /// Returns how long after `now` a refresh becomes due; zero when it is due already.
-pub(crate) fn next_check(now: SystemTime, issued_at: SystemTime, expires_at: SystemTime) -> Duration {
+///
+/// `ahead`: what should be left at any time, because somebody has to get by with it when we are gone.
+pub(crate) fn next_check(
+    now: SystemTime,
+    issued_at: SystemTime,
+    expires_at: SystemTime,
+    ahead: Duration,
+) -> Duration {
     let left = expires_at.duration_since(now).unwrap_or_default();
-    left.saturating_sub(margin(issued_at, expires_at))
+    left.saturating_sub(margin(issued_at, expires_at, ahead))
 }
 
-fn margin(issued_at: SystemTime, expires_at: SystemTime) -> Duration {
-    REFRESH.min(expires_at.duration_since(issued_at).unwrap_or_default() / 3)
+fn margin(issued_at: SystemTime, expires_at: SystemTime, ahead: Duration) -> Duration {
+    let life = expires_at.duration_since(issued_at).unwrap_or_default();
+    // To have more than half of a life left at any time would mean to fetch all the time.
+    REFRESH.min(life / 3).max(ahead.min(life / 2))
 }
 
 #[cfg(test)]
@@ -73,12 +82,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_has_to_last_without_us_is_refreshed_sooner_but_not_before_half_of_its_life() {
+        for (ahead, due) in [(0, 700), (5, 700), (90, 630), (360, 360), (100_000, 360)] {
+            let due_in = next_check(at(0), at(0), at(720), Duration::from_secs(ahead * 60));
+            assert_eq!(due_in, Duration::from_secs(due * 60), "{ahead}");
+        }
+    }
+
     proptest! {
         #[test]
         fn what_has_expired_is_never_served(now in 0u64..5000, issued in 0u64..5000, expires in 0u64..5000) {
             let decision = freshness(at(now), at(issued), at(expires));
             prop_assert_eq!(decision == Freshness::Fetch, expires <= now);
-            let wait = next_check(at(now), at(issued), at(expires));
+            let wait = next_check(at(now), at(issued), at(expires), Duration::ZERO);
             prop_assert_eq!(wait.is_zero(), decision != Freshness::Serve);
             prop_assert_ne!(freshness(at(now) + wait, at(issued), at(expires)), Freshness::Serve);
         }

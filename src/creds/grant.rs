@@ -174,6 +174,8 @@ struct State {
     thief: Option<Uid>,
     tally: Tally,
     confirmations: Confirmations,
+    /// What should be left of credentials at any time.
+    ahead: Duration,
     closed: bool,
 }
 
@@ -217,6 +219,7 @@ impl Grants {
             if state.closed {
                 return Err(Closed);
             }
+            grant.cache.keep_ahead(state.ahead);
             if state.default.as_ref().is_none_or(|default| default.profile == grant.profile) {
                 state.default = Some(Arc::clone(&grant));
             }
@@ -286,6 +289,15 @@ impl Grants {
         self.end(&revoked);
         self.changed();
         Some(revoked)
+    }
+
+    /// Has the credentials of every grant renewed so early that so much of their life is left at any time, or half of it.
+    pub(crate) fn keep_ahead(&self, ahead: Duration) {
+        let mut state = self.state();
+        state.ahead = ahead;
+        for grant in &state.list {
+            grant.cache.keep_ahead(ahead);
+        }
     }
 
     /// Has a person asked about every user of the host and every profile from now on (`--confirm`).

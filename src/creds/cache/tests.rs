@@ -222,3 +222,17 @@ async fn fresh_credentials_are_renewed_when_a_person_wants_it_and_kept_when_that
     assert_eq!(ask(&cache).await, after);
     assert_eq!(source.calls(), 3);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_has_to_last_without_us_is_renewed_at_half_of_its_life() {
+    let time = Time::new();
+    let (cache, source) = cache(&time, HOUR);
+    cache.keep_ahead(8 * 60 * MINUTE);
+    fly(&cache).await;
+    tokio::time::advance(29 * MINUTE).await;
+    cache.fly_if_due().await;
+    assert_eq!(source.calls(), 1);
+    tokio::time::advance(MINUTE).await;
+    cache.fly_if_due().await;
+    assert_eq!(source.calls(), 2);
+}

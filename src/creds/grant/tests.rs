@@ -271,3 +271,17 @@ async fn a_yes_outlives_a_new_token_and_not_another_role() {
     lab.grants.add(Grant::new("a".parse().unwrap(), None, None, None, token, cache)).unwrap();
     assert_eq!(ask(), Err(Unconfirmed::Waiting));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_has_to_last_without_us_is_kept_fresh_in_every_grant() {
+    let lab = lab();
+    let (_, before) = lab.add("a", HOUR);
+    lab.grants.keep_ahead(Duration::from_secs(7200));
+    let (_, after) = lab.add("b", HOUR);
+    for (source, grant) in [before, after].into_iter().zip(lab.grants.list()) {
+        grant.first().await.unwrap();
+        advance(Duration::from_secs(31 * 60)).await;
+        grant.cache.fly_if_due().await;
+        assert_eq!(source.calls(), 2, "{}", grant.profile);
+    }
+}

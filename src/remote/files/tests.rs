@@ -268,6 +268,45 @@ fn where_credentials_lie_in_files_there_is_no_token() {
 }
 
 #[test]
+fn what_lingers_is_found_without_us_and_not_when_its_time_is_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let path_only = [("PATH", "/usr/bin:/bin")];
+    #[expect(clippy::disallowed_methods, reason = "no secret")]
+    let put = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    for profiles in [Profiles::Port, Profiles::Socket, Profiles::Files] {
+        with_layout("corp", None, |layout| {
+            let layout = Layout {
+                port: Some(1),
+                profiles,
+                lingers: true,
+                default: layout.default,
+                others: vec![],
+                ..*layout
+            };
+            // A port that is dead one day is nobody's business.
+            let environment = layout.environment(path);
+            assert!(environment.set.iter().all(|(name, _)| !name.contains("CONTAINER")));
+            assert_eq!(layout.config(path).matches("credential_process").count(), 2);
+            let script = format!("sh {path}/{CREDENTIAL_PROCESS_SH} {path} corp / 1 2>&1 || echo no");
+            let ask = || run(directory.path(), &layout, &script, &path_only);
+            assert!(ask().ends_with("no\n"), "{profiles:?}");
+            put("role-corp.json", "");
+            assert!(ask().ends_with("no\n"), "{profiles:?}");
+            put("role-corp.json", "{role}\n");
+            assert_eq!(ask(), "{role}\n", "{profiles:?}");
+            put(".timer", "1\n99999999999\n");
+            assert_eq!(ask(), "{role}\n", "{profiles:?}");
+            // What should have removed it has not.
+            put(".timer", "1\n1000000000\n");
+            assert!(ask().ends_with("no\n"), "{profiles:?}");
+            assert!(!directory.path().join("role-corp.json").exists(), "{profiles:?}");
+            std::fs::remove_file(directory.path().join(".timer")).unwrap();
+        });
+    }
+}
+
+#[test]
 fn an_output_format_cannot_add_a_setting() {
     with_layout("corp", None, |layout| {
         let default = Grant { output: Some("json\ncredential_process = x"), ..layout.default };
