@@ -112,7 +112,9 @@ impl Desk {
                 files: *files,
                 directory: Some(directory.clone()),
             }),
-            Event::Stopped { host_clean, .. } => self.board.ended(*host_clean),
+            Event::Stopped { host_clean, stays_until, lingers, .. } => {
+                self.board.ended(*host_clean, stays_until.filter(|_| *lingers));
+            }
             _ => {}
         }
     }
@@ -150,7 +152,7 @@ impl Desk {
             Request::Stop => {
                 self.stop.send_replace(true);
                 drop(self.ended.subscribe().wait_for(|ended| *ended).await);
-                Ok(Answer::Stopped { host_clean: self.board.host_clean() })
+                Ok(Answer::Stopped(self.board.end()))
             }
             Request::Refresh => self.refresh().await,
             Request::Revoke { profile } => self.revoke(profile).await,

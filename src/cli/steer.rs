@@ -19,7 +19,7 @@ use crate::{
     config::{self, Environment},
     control::{
         client::Error,
-        message::{Answer, Answered, Refreshed, Request, Revoked},
+        message::{Answer, Answered, Ended, Refreshed, Request, Revoked},
     },
     printable::one_line,
 };
@@ -186,9 +186,14 @@ pub(super) async fn stop(
     let mut first = None;
     while let Some(ended) = together.join_next().await {
         match ended {
-            Ok((host, Ok(Some(true)))) => terminal.notice(&format!("{host}: stopped; no credentials were left there")),
-            Ok((host, Ok(None))) => terminal.notice(&format!("{host}: stopped before anything was there")),
-            Ok((host, Ok(Some(false)))) => terminal.warning(&format!(
+            Ok((host, Ok(Ended { stays_until: Some(until), .. }))) => terminal.notice(&format!(
+                "{host}: stopped; role credentials stay there until {} at the latest, and `broker clean {host}` removes \
+                 them now",
+                one_line(&until)
+            )),
+            Ok((host, Ok(Ended { host_clean: Some(true), .. }))) => terminal.notice(&format!("{host}: stopped; no credentials were left there")),
+            Ok((host, Ok(Ended { host_clean: None, .. }))) => terminal.notice(&format!("{host}: stopped before anything was there")),
+            Ok((host, Ok(Ended { host_clean: Some(false), .. }))) => terminal.warning(&format!(
                 "{host}: stopped, but it is not known whether the host is clean: what lay there removes itself within \
                  45 s, and `broker clean {host}` looks"
             )),

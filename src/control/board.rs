@@ -7,8 +7,12 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::message::{Profile, Report, Requests, State, Waiting};
-use crate::{clock::Clock, creds::grant::Grants, printable};
+use super::message::{Ended, Profile, Report, Requests, State, Waiting};
+use crate::{
+    clock::{self, Clock},
+    creds::grant::Grants,
+    printable,
+};
 
 /// What is known about a tunnel besides its grants.
 #[derive(Debug)]
@@ -27,7 +31,7 @@ struct Live {
     ends_at: Option<SystemTime>,
     trouble: Option<String>,
     ways: Ways,
-    host_clean: Option<bool>,
+    ended: Ended,
 }
 
 /// How processes on the host reach us.
@@ -49,7 +53,7 @@ impl Board {
             ends_at: None,
             trouble: None,
             ways: Ways::default(),
-            host_clean: None,
+            ended: Ended::default(),
         };
         Self { host, destination, clock, started_at: now, live: Mutex::new(live) }
     }
@@ -81,14 +85,15 @@ impl Board {
         self.live().ends_at = Some(at);
     }
 
-    /// Notes that it has ended, and whether the host is clean.
-    pub(crate) fn ended(&self, host_clean: bool) {
-        self.live().host_clean = Some(host_clean);
+    /// Notes that it has ended, whether the host is clean, and until when it is not.
+    pub(crate) fn ended(&self, host_clean: bool, stays_until: Option<SystemTime>) {
+        let stays_until = stays_until.and_then(clock::utc);
+        self.live().ended = Ended { host_clean: Some(host_clean), stays_until };
     }
 
-    /// Returns whether the host is clean, once the tunnel has ended.
-    pub(crate) fn host_clean(&self) -> Option<bool> {
-        self.live().host_clean
+    /// Returns how the tunnel ended, once it has.
+    pub(crate) fn end(&self) -> Ended {
+        self.live().ended.clone()
     }
 
     /// Returns all that a person may see.

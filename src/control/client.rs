@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, time::Duration};
 use tokio::{io::AsyncReadExt as _, net::UnixStream, task::JoinSet, time::timeout};
 
 use super::{
-    message::{Answer, Envelope, Refusal, Reply, Report, Request, VERSION},
+    message::{Answer, Ended, Envelope, Refusal, Reply, Report, Request, VERSION},
     place::{self, Candidate},
     server::PATIENCE,
     wire::{self, LONGEST_ANSWER},
@@ -87,20 +87,20 @@ impl Peer {
         self.ask_within(Some(id), request, PATIENCE + STATUS_TIMEOUT).await
     }
 
-    /// Has it end, and waits until it has: whether the host is clean then, if there was anything on it.
-    pub(crate) async fn stop(&self, id: u32) -> Result<Option<bool>, Error> {
+    /// Has it end, and waits until it has.
+    pub(crate) async fn stop(&self, id: u32) -> Result<Ended, Error> {
         let mut stream = self.connect().await?;
         let answer = match self.talk(&mut stream, Some(id), Request::Stop, STOP_TIMEOUT).await {
             // It was on its way out already.
             Err(Error::Silent { pid, source: wire::Error::Torn }) => return Err(Error::Gone { pid }),
             answer => answer?,
         };
-        let Answer::Stopped { host_clean } = answer else { return Err(Error::Confused { pid: self.pid }) };
+        let Answer::Stopped(how) = answer else { return Err(Error::Confused { pid: self.pid }) };
         // It never closes this end: the kernel does, when there is no such process any more.
         let mut nothing = [0; 16];
         let ended = async { while matches!(stream.read(&mut nothing).await, Ok(more) if more > 0) {} };
         match timeout(STOP_TIMEOUT, ended).await {
-            Ok(()) => Ok(host_clean),
+            Ok(()) => Ok(how),
             Err(_) => Err(Error::StillThere { pid: self.pid, after: STOP_TIMEOUT }),
         }
     }

@@ -76,10 +76,7 @@ pub(crate) enum Answer {
         #[serde(default)]
         notices: Vec<String>,
     },
-    Stopped {
-        /// `None` when there was nothing on the host yet.
-        host_clean: Option<bool>,
-    },
+    Stopped(Ended),
     Refreshed {
         roles: Vec<Refreshed>,
     },
@@ -99,6 +96,16 @@ pub(crate) enum Answer {
     Confirmed {
         answered: Vec<Answered>,
     },
+}
+
+/// How a tunnel ended.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Ended {
+    /// `None` when there was nothing on the host yet.
+    pub(crate) host_clean: Option<bool>,
+    /// Until when credentials stay there at most, where that is known, in UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stays_until: Option<String>,
 }
 
 /// Why there is no answer, for the person.

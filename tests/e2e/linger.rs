@@ -258,6 +258,15 @@ fn what_is_taken_back_does_not_linger() {
     assert_ne!(world.run(dev).code, Some(0));
     world.clean_up().success();
 
+    // Who ends it from elsewhere hears of it as well.
+    let mut tunnel = world.tunnel(&["-p", "dev", "--linger", "2h"]);
+    let stop = world.broker(&["stop", BASTION]);
+    let output = world.run(stop).success();
+    assert!(output.stderr().contains("stopped; role credentials stay there until 2"), "{output}");
+    let output = tunnel.process.wait(STOP);
+    world.heard("broker", &output);
+    world.clean_up().success();
+
     // With nothing left to linger, nothing does.
     let tunnel = world.tunnel(&["-p", "dev", "--linger", "2h"]);
     let revoke = world.broker(&["revoke", BASTION]);

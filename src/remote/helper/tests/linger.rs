@@ -157,7 +157,7 @@ async fn a_visit_sees_it_and_removes_it_with_what_waits() {
     link.helper.bye().await;
     let timer = std::fs::read_to_string(path.join(".timer")).unwrap();
     let timer = timer.lines().next().unwrap().to_owned();
-    let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
+    let mut bystander = Command::new("sleep").arg("600").kill_on_drop(true).spawn().unwrap();
     let forged = format!("{}\n9999999999\n", bystander.id().unwrap());
     #[expect(clippy::disallowed_methods, reason = "no secret of anybody's")]
     std::fs::write(path.join(".timer"), forged).unwrap();
