@@ -214,7 +214,7 @@ fn jobs_of_a_command_or_a_shell_go_on_after_it() {
     if sandbox::isolated!() {
         return;
     }
-    let mut world = World::new();
+    let mut world = World::fresh_home();
     // It starts when we have ended.
     let job = format!(
         "nohup sh -c 'until [ -e go ]; do sleep 0.1; done; {} -c \"$ARN\" > said.new 2>&1; mv said.new said' \
@@ -229,9 +229,6 @@ fn jobs_of_a_command_or_a_shell_go_on_after_it() {
     world.plant("go", "", 0o600);
     let found = eventually("the job ends", PATIENCE, || fs::read_to_string(&said).map_err(|e| e.to_string()));
     assert_eq!(found.trim(), World::arn("Developer"));
-    for file in ["go", "said"] {
-        fs::remove_file(world.home_file(file)).unwrap();
-    }
     world.clean_up().success();
     world.wait_for_clean_host();
     world.assert_clean();
@@ -273,6 +270,27 @@ fn what_is_taken_back_does_not_linger() {
     world.run(revoke).success();
     let output = tunnel.stop(&mut world);
     assert!(output.stderr().contains("no credentials were left there"), "{output}");
+    world.wait_for_clean_host();
+    world.assert_clean();
+}
+
+#[test]
+fn with_our_profiles_in_the_hosts_own_configuration_those_go_and_the_credentials_stay() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::fresh_home();
+    let tunnel = world.tunnel(&["-p", "dev", "-p", "audit", "--linger", "2h", "--install-profiles"]);
+    let (directory, environment) = (tunnel.directory(), tunnel.environment.clone());
+    // A kernel, which no shell of ours starts.
+    let kernel = world.boto3(&Variables::new(), Some("audit"));
+    assert_eq!(world.run(kernel).stdout().trim(), World::arn("Auditor"));
+    let output = tunnel.stop(&mut world);
+    assert!(output.stderr().contains("role credentials stay there until"), "{output}");
+    assert!(!world.home_file(".aws").exists());
+    world.assert_lingers(&directory);
+    world.assert_served(&environment);
+    world.clean_up().success();
     world.wait_for_clean_host();
     world.assert_clean();
 }
