@@ -436,7 +436,7 @@ async fn live(member: Member, common: &Common) -> Ended {
     desk.stopping();
     tunnel.revoke();
     drop(refreshed);
-    tunnel.stop(&reason).await;
+    Box::pin(tunnel.stop(&reason)).await;
     ended
 }
 
@@ -498,7 +498,7 @@ async fn work(plan: &Plan, tunnel: &mut Tunnel, terminal: &Terminal) -> Ended {
             Err(tunnel_failure(tunnel.keep().await))
         }
         Job::Command { .. } | Job::Shell { .. } => {
-            let (process, pump) = tunnel.command(None).await.map_err(tunnel_failure)?;
+            let (process, pump) = Box::pin(tunnel.command(None)).await.map_err(tunnel_failure)?;
             let mut stdout = Prefixed::new(host, tokio::io::stdout());
             let mut stderr = Prefixed::new(host, tokio::io::stderr());
             let (_resized, sizes) = mpsc::channel(1);
@@ -511,7 +511,7 @@ async fn work(plan: &Plan, tunnel: &mut Tunnel, terminal: &Terminal) -> Ended {
                 escape: None,
                 suspend: &mut || {},
             };
-            let outcome = tunnel.during(bridge(process, pump, local)).await;
+            let outcome = Box::pin(tunnel.during(bridge(process, pump, local))).await;
             stdout.finish().await.unwrap_or_default();
             stderr.finish().await.unwrap_or_default();
             match outcome {

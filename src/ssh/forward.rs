@@ -60,7 +60,7 @@ impl std::fmt::Display for Listener {
 #[derive(Debug)]
 pub(crate) struct Forward {
     /// Connections to the listener. Whoever takes one drives its pump.
-    pub(crate) arrivals: mpsc::Receiver<Arrival>,
+    pub(crate) arrivals: mpsc::Receiver<Box<Arrival>>,
     pub(crate) listener: Listener,
 }
 
@@ -89,7 +89,7 @@ pub(super) struct Forwards {
 #[derive(Debug, Default)]
 struct Table {
     /// Asked for or confirmed. Arrivals of one that is refused later are dropped with it.
-    live: Vec<(Listener, mpsc::Sender<Arrival>)>,
+    live: Vec<(Listener, mpsc::Sender<Box<Arrival>>)>,
     /// Given up: what was on its way when we did is no violation.
     gone: VecDeque<Listener>,
     violations: usize,
@@ -99,7 +99,7 @@ struct Table {
 #[derive(Debug)]
 pub(super) enum Judgement {
     /// Take it, and send the arrival here.
-    Take(mpsc::OwnedPermit<Arrival>),
+    Take(mpsc::OwnedPermit<Box<Arrival>>),
     /// There is no room at the moment.
     Full,
     /// It is none of ours, but nobody broke a rule.

@@ -254,7 +254,7 @@ impl Handler {
         let (stream, pump) = Pump::stream(outward, Some(taken));
         // Into russh's own queue, which is emptied before anything else is sent: this does not wait.
         reply.accept().await;
-        drop(place.send(Arrival { stream, pump, originator }));
+        drop(place.send(Box::new(Arrival { stream, pump, originator })));
     }
 
     async fn punish(&self, what: String, fatal: bool, reply: ChannelOpenHandle) {

@@ -18,6 +18,7 @@ mod known_hosts_command;
 mod krl;
 #[cfg(test)]
 mod peer;
+pub(crate) mod pipe;
 pub(crate) mod process;
 pub(crate) mod pump;
 mod read_ahead;

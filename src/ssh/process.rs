@@ -13,11 +13,12 @@ use std::{
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use russh::{ChannelWriteHalf, client::Msg};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
-use tokio::{io::DuplexStream, time::timeout};
+use tokio::time::timeout;
 
 use super::{
     inbox::{Chunk, End, Exit, Inbox, Kind, Limit, Overflow, State},
-    pump::{Finished, Outward, Pump, WRITE_AHEAD},
+    pipe::{Writer, pipe},
+    pump::{Finished, Outward, Pump, Step, WRITE_AHEAD},
     transport::Kill,
 };
 
@@ -76,7 +77,7 @@ pub(crate) enum Event {
 /// A process on the host. Its [`Pump`] must be driven beside it.
 pub(crate) struct Process {
     /// Shutting it down, or dropping it, is the end of the process's standard input.
-    pub(crate) stdin: DuplexStream,
+    pub(crate) stdin: Writer,
     pub(crate) events: Events,
     pub(crate) control: Control,
     /// Whether the server gave the terminal that was asked for.
@@ -85,7 +86,8 @@ pub(crate) struct Process {
 
 impl Process {
     pub(super) fn new(channel: Outward, transport: Kill, keep: Keep, has_pty: bool) -> (Self, Pump) {
-        let (stdin, outgoing) = tokio::io::duplex(WRITE_AHEAD);
+        let (stdin, outgoing) = pipe(WRITE_AHEAD);
+        let step = if keep == Keep::All { Step::Large } else { Step::Small };
         let process = Self {
             stdin,
             events: Events { inbox: Arc::clone(&channel.inbox), returned: VecDeque::new(), over: false },
@@ -96,7 +98,7 @@ impl Process {
             let inbox = Arc::clone(&channel.inbox);
             let finished = {
                 let sending = async {
-                    channel.send(outgoing).await;
+                    channel.send(outgoing, step).await;
                     std::future::pending::<()>().await;
                 };
                 let mut sending = pin!(sending);
@@ -106,7 +108,7 @@ impl Process {
                         end = inbox.ended() => break Finished::from(&end),
                         () = unwanted(&inbox) => {
                             // A process that nobody listens to any more gets the end of its input and some time.
-                            drop(channel.write.eof().await);
+                            drop(Box::pin(channel.write.eof()).await);
                             break channel.linger().await;
                         }
                         () = too_much(&inbox), if keep == Keep::All => relieve(&inbox, &transport).await,
@@ -133,7 +135,7 @@ impl Control {
     /// Tells the terminal's new size: columns, rows, and pixels where they are known.
     pub(crate) async fn resize(&self, size: Size) {
         // An error means that the session is gone, which the events tell.
-        drop(self.0.window_change(size.columns, size.rows, size.width, size.height).await);
+        drop(Box::pin(self.0.window_change(size.columns, size.rows, size.width, size.height)).await);
     }
 }
 
@@ -471,7 +473,7 @@ mod tests {
     }
 
     /// A connection of which a channel has a little more than may wait, and its transport.
-    fn flooded() -> (Arc<Inbox>, Events, Kill, Transport<DuplexStream>) {
+    fn flooded() -> (Arc<Inbox>, Events, Kill, Transport<tokio::io::DuplexStream>) {
         let (transport, kill) = Transport::new(tokio::io::duplex(1).0);
         let inbox = Arc::new(Inbox::new(Keep::All.limit()));
         let events = output(&inbox);

@@ -14,16 +14,17 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use russh::{ChannelWriteHalf, client::Msg};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, DuplexStream, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     time::timeout,
 };
 use tracing::debug;
 
 use super::{
     inbox::{Channels, End, Inbox, Kind},
+    pipe::{Reader, Writer, pipe},
     room::Place,
 };
 
@@ -37,8 +38,24 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What the local side may write ahead of the pump, in bytes.
 pub(super) const WRITE_AHEAD: usize = 64 * 1024;
 
-/// One read of what the local side wrote: an answer of ours is a few KB, a packet at most 32.
-const SEND_STEP: usize = 16 * 1024;
+/// What is sent in one piece of what the local side wrote.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Step {
+    /// An answer of ours is a few KB, and a packet at most 32.
+    Large,
+    /// For what is sent once and long: russh never gives back the room that it needed for the most that waited to be
+    /// encrypted at once.
+    Small,
+}
+
+impl Step {
+    fn bytes(self) -> usize {
+        match self {
+            Self::Large => 16 * 1024,
+            Self::Small => 2 * 1024,
+        }
+    }
+}
 
 /// How a pump finished.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -75,12 +92,12 @@ impl Pump {
 
     /// Makes the two ends of a byte stream over `channel`. `place` is dropped when the channel is closed.
     pub(super) fn stream(channel: Outward, place: Option<Place>) -> (Stream, Self) {
-        let (local, outgoing) = tokio::io::duplex(WRITE_AHEAD);
+        let (local, outgoing) = pipe(WRITE_AHEAD);
         let stream =
             Stream { incoming: Incoming(Arc::clone(&channel.inbox)), current: Bytes::new(), outgoing: local };
         let pump = Self::new(async move {
             let sent = async {
-                channel.send(outgoing).await;
+                channel.send(outgoing, Step::Large).await;
                 channel.inbox.pump_waits(|state| state.is_deaf().then_some(())).await;
                 if let Some(place) = &place {
                     place.answered();
@@ -122,20 +139,17 @@ impl Outward {
     }
 
     /// Sends what comes out of `outgoing`, then EOF. Returns early only when the session is gone.
-    pub(super) async fn send(&self, mut outgoing: DuplexStream) {
-        let mut buffer = BytesMut::new();
-        loop {
-            buffer.reserve(SEND_STEP);
-            match outgoing.read_buf(&mut buffer).await {
-                Ok(0) | Err(_) => break,
-                Ok(_) => {
-                    if self.write.data_bytes(buffer.split().freeze()).await.is_err() {
-                        return;
-                    }
-                }
+    pub(super) async fn send(&self, mut outgoing: Reader, step: Step) {
+        while let Some(bytes) = outgoing.receive(step.bytes()).await {
+            if Box::pin(self.write.data_bytes(bytes)).await.is_err() {
+                return;
+            }
+            if step == Step::Small {
+                // The session sends this piece before it hears of the next.
+                tokio::task::yield_now().await;
             }
         }
-        if self.write.eof().await.is_err() {
+        if Box::pin(self.write.eof()).await.is_err() {
             debug!(channel = self.id, "the session ended before the end of the stream was sent");
         }
     }
@@ -154,7 +168,7 @@ impl Outward {
         // A channel cut for its size was closed in the callback that noticed; here that is only said again.
         if matches!(finished, Finished::Lingered | Finished::Cut) {
             self.channels.cut(self.id);
-            if !matches!(timeout(CLOSE_TIMEOUT, self.write.close()).await, Ok(Ok(()))) {
+            if !matches!(timeout(CLOSE_TIMEOUT, Box::pin(self.write.close())).await, Ok(Ok(()))) {
                 debug!(channel = self.id, "could not close a channel");
             }
         }
@@ -198,7 +212,7 @@ impl Drop for Incoming {
 pub(crate) struct Stream {
     incoming: Incoming,
     current: Bytes,
-    outgoing: DuplexStream,
+    outgoing: Writer,
 }
 
 impl AsyncRead for Stream {

@@ -1,5 +1,8 @@
 //! One SSH connection, from its first byte to its last: [`Unauthenticated`], then [`Session`].
 //!
+//! What is asked of russh takes more than a KB to ask, so those futures are in boxes: a tunnel waits for other things
+//! nearly always, and what waits would be as large as the largest thing that it ever does.
+//!
 //! Everything that a person may be asked for happens before there is a [`Session`]; every step that waits for the
 //! server has a deadline. Nothing here runs by itself but russh's own loop, which ends with the [`Session`].
 
@@ -233,7 +236,7 @@ impl Session {
     /// Has the server listen on `port` of its 127.0.0.1; 0 lets it choose. Returns the port it listens on.
     pub(crate) async fn forward_tcp(&self, port: u16) -> Result<(Forward, u16), ForwardRefused> {
         let mut forward = self.shared.forwards.add(Listener::Tcp(port));
-        let asked = self.handle.tcpip_forward(BIND_ADDRESS, port.into());
+        let asked = Box::pin(self.handle.tcpip_forward(BIND_ADDRESS, port.into()));
         let chosen = self.forwarded(&forward.listener, asked).await?;
         if port != 0 {
             return Ok((forward, port));
@@ -253,7 +256,7 @@ impl Session {
     /// Has the server listen on a unix socket at `path`.
     pub(crate) async fn forward_streamlocal(&self, path: &str) -> Result<Forward, ForwardRefused> {
         let forward = self.shared.forwards.add(Listener::Local(path.to_owned()));
-        self.forwarded(&forward.listener, self.handle.streamlocal_forward(path)).await?;
+        self.forwarded(&forward.listener, Box::pin(self.handle.streamlocal_forward(path))).await?;
         Ok(forward)
     }
 
@@ -284,10 +287,11 @@ impl Session {
         let cancelled = match listener {
             Listener::Tcp(port) => {
                 let asked = self.handle.cancel_tcpip_forward(BIND_ADDRESS, (*port).into());
-                timeout(CANCEL_TIMEOUT, asked).await
+                timeout(CANCEL_TIMEOUT, Box::pin(asked)).await
             }
             Listener::Local(path) => {
-                timeout(CANCEL_TIMEOUT, self.handle.cancel_streamlocal_forward(path.as_str())).await
+                let asked = self.handle.cancel_streamlocal_forward(path.as_str());
+                timeout(CANCEL_TIMEOUT, Box::pin(asked)).await
             }
         };
         matches!(cancelled, Ok(Ok(())))
@@ -300,7 +304,7 @@ impl Session {
             // The user's, and not a helper of ours, which wants an environment that it knows.
             self.send_environment(&channel).await;
         }
-        let requested = channel.write.exec(true, command).await;
+        let requested = Box::pin(channel.write.exec(true, command)).await;
         self.requested(&channel, "a command", requested).await?;
         Ok(Process::new(channel, self.shared.kill.clone(), keep, false))
     }
@@ -313,11 +317,12 @@ impl Session {
         self.send_environment(&channel).await;
         let Size { columns, rows, width, height } = pty.size;
         let asked =
-            channel.write.request_pty(true, &pty.term, columns, rows, width, height, &pty.modes).await;
+            Box::pin(channel.write.request_pty(true, &pty.term, columns, rows, width, height, &pty.modes))
+                .await;
         // Both requests go out together; the answers come in this order.
         let requested = match command {
-            Some(command) => channel.write.exec(true, command).await,
-            None => channel.write.request_shell(true).await,
+            Some(command) => Box::pin(channel.write.exec(true, command)).await,
+            None => Box::pin(channel.write.request_shell(true)).await,
         };
         let has_pty = match self.requested(&channel, "a terminal", asked).await {
             Ok(()) => true,
@@ -332,22 +337,22 @@ impl Session {
     async fn send_environment(&self, channel: &Outward) {
         for (name, value) in &self.environment {
             // An error means that the connection is gone, which the next request notices.
-            channel.write.set_env(false, name.as_str(), value.as_str()).await.unwrap_or_default();
+            Box::pin(channel.write.set_env(false, name.as_str(), value.as_str())).await.unwrap_or_default();
         }
     }
 
     /// Starts a subsystem, such as `sftp`, as a stream of bytes; what it says on standard error is dropped.
     pub(crate) async fn subsystem(&self, name: &'static str) -> Result<(Stream, Pump), ChannelRefused> {
-        let channel = self.opened(name, self.handle.channel_open_session()).await?;
+        let channel = self.opened(name, Box::pin(self.handle.channel_open_session())).await?;
         let channel = self.outward(channel, SUBSYSTEM_LIMIT);
-        let requested = channel.write.request_subsystem(true, name).await;
+        let requested = Box::pin(channel.write.request_subsystem(true, name)).await;
         self.requested(&channel, name, requested).await?;
         Ok(Pump::stream(channel, None))
     }
 
     /// Connects to `host:port` as the server sees them. The stream receives at most 256 KiB: it is for probes.
     pub(crate) async fn direct_tcpip(&self, host: &str, port: u16) -> Result<(Stream, Pump), ChannelRefused> {
-        let opening = self.handle.channel_open_direct_tcpip(host, port.into(), BIND_ADDRESS, 0);
+        let opening = Box::pin(self.handle.channel_open_direct_tcpip(host, port.into(), BIND_ADDRESS, 0));
         let channel = self.opened("a connection", opening).await?;
         Ok(Pump::stream(self.outward(channel, ARRIVAL_LIMIT), None))
     }
@@ -355,7 +360,7 @@ impl Session {
     /// Connects to `host:port` as the server sees them, for a connection of its own that this one carries. It must
     /// stay the only channel: while its reader is behind, nothing of this connection is read.
     pub(super) async fn carry(&self, host: &str, port: u16) -> Result<(Stream, Pump), ChannelRefused> {
-        let opening = self.handle.channel_open_direct_tcpip(host, port.into(), BIND_ADDRESS, 0);
+        let opening = Box::pin(self.handle.channel_open_direct_tcpip(host, port.into(), BIND_ADDRESS, 0));
         let channel = self.outward(self.opened("a connection", opening).await?, CARRIED_LIMIT);
         channel.inbox.set_transport(self.shared.kill.clone());
         Ok(Pump::stream(channel, None))
@@ -367,7 +372,7 @@ impl Session {
     }
 
     async fn open_session(&self, what: &'static str, keep: Keep) -> Result<Outward, ChannelRefused> {
-        let channel = self.opened(what, self.handle.channel_open_session()).await?;
+        let channel = self.opened(what, Box::pin(self.handle.channel_open_session())).await?;
         Ok(self.outward(channel, keep.limit()))
     }
 
@@ -434,7 +439,7 @@ impl Session {
     /// Asks the server for a sign of life, and says whether one came in time.
     pub(crate) async fn answers(&self, limit: Duration) -> bool {
         // russh says that all is well when the session died meanwhile.
-        timeout(limit, self.handle.send_ping()).await.is_ok_and(|sent| sent.is_ok())
+        timeout(limit, Box::pin(self.handle.send_ping())).await.is_ok_and(|sent| sent.is_ok())
             && self.shared.ended_already().is_none()
     }
 
@@ -473,7 +478,8 @@ impl Session {
         let goodbye = async {
             let mut gone = self.shared.gone.subscribe();
             // Every error means that the connection is gone, which is what is wanted.
-            drop(self.handle.disconnect(Disconnect::ByApplication, "disconnected by user", "").await);
+            let farewell = self.handle.disconnect(Disconnect::ByApplication, "disconnected by user", "");
+            drop(Box::pin(farewell).await);
             drop(gone.wait_for(|gone| *gone).await);
         };
         self.shared.end(Ended::Ours);

@@ -112,7 +112,7 @@ async fn a_forward_is_refused_in_words_and_a_chosen_port_is_told() {
     let (mut forward, port) = session.forward_tcp(0).await.unwrap();
     assert_eq!(port, 40001);
     let mut channel = connects(&server, 40001, "::ffff:127.0.0.1").await.unwrap();
-    let arrival = soon(forward.arrivals.recv()).await.unwrap();
+    let arrival = *soon(forward.arrivals.recv()).await.unwrap();
     assert_eq!(arrival.originator, Some("127.0.0.1:50000".parse().unwrap()));
     assert!(session.cancel(forward).await);
     assert!(connects(&server, 40001, "127.0.0.1").await.is_err(), "cancelled");
@@ -130,8 +130,8 @@ async fn connections_from_other_machines_are_refused_without_blaming_the_server(
     assert!(session.answers(PATIENCE).await);
 }
 
-async fn echo(arrival: Arrival) {
-    let Arrival { mut stream, pump, .. } = arrival;
+async fn echo(arrival: Box<Arrival>) {
+    let Arrival { mut stream, pump, .. } = *arrival;
     let serve = async move {
         let mut request = Vec::new();
         stream.read_to_end(&mut request).await.unwrap();
@@ -145,7 +145,7 @@ async fn a_client_that_closes_its_writing_half_first_gets_its_answer() {
     let (session, server) = session().await;
     let mut forward = session.forward_streamlocal("/run/user/1/s").await.unwrap();
     let mut channel = soon(server.handle.channel_open_forwarded_streamlocal("/run/user/1/s")).await.unwrap();
-    let arrival = soon(forward.arrivals.recv()).await.unwrap();
+    let arrival = *soon(forward.arrivals.recv()).await.unwrap();
     assert_eq!(arrival.originator, None);
     let asks = async {
         channel.data_bytes(vec![b'x'; 100_000]).await.unwrap();
@@ -161,7 +161,7 @@ async fn a_client_that_closes_its_writing_half_first_gets_its_answer() {
         }
         assert_eq!(answer, 100_000);
     };
-    tokio::join!(asks, echo(arrival));
+    tokio::join!(asks, echo(Box::new(arrival)));
     assert_eq!(session.channels(), (0, 0));
 }
 
@@ -206,7 +206,8 @@ async fn a_flood_of_connections_is_bounded_and_hurts_nothing_else() {
             Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::ResourceShortage)) => refused += 1,
             Err(error) => panic!("{error}"),
         }
-        if let Ok(Arrival { stream, pump, .. }) = forward.arrivals.try_recv() {
+        if let Ok(arrival) = forward.arrivals.try_recv() {
+            let Arrival { stream, pump, .. } = *arrival;
             held.push(stream);
             pumps.spawn(pump);
         }
@@ -228,7 +229,7 @@ async fn neighbours_who_never_close_their_end_keep_no_place() {
     let mut theirs = Vec::new();
     for _ in 0..300 {
         theirs.push(connects(&server, 4144, "127.0.0.1").await.unwrap());
-        let Arrival { stream, pump, .. } = soon(forward.arrivals.recv()).await.unwrap();
+        let Arrival { stream, pump, .. } = *soon(forward.arrivals.recv()).await.unwrap();
         drop(stream);
         lingering.spawn(pump);
         tokio::task::yield_now().await;
@@ -244,7 +245,7 @@ async fn a_channel_that_nobody_reads_stops_nothing() {
     let (mut forward, _) = session.forward_tcp(4144).await.unwrap();
     let untaken = connects(&server, 4144, "127.0.0.1").await.unwrap();
     let unread = connects(&server, 4144, "127.0.0.1").await.unwrap();
-    let _first = forward.arrivals.recv().await.unwrap();
+    let _first = *forward.arrivals.recv().await.unwrap();
     for channel in [&untaken, &unread] {
         for _ in 0..300 {
             soon(channel.data_bytes(&b"x"[..])).await.unwrap();
@@ -260,7 +261,7 @@ async fn a_credential_channel_is_cut_beyond_its_cap() {
     let (session, server) = session().await;
     let (mut forward, _) = session.forward_tcp(4144).await.unwrap();
     let mut channel = connects(&server, 4144, "127.0.0.1").await.unwrap();
-    let Arrival { mut stream, pump, .. } = soon(forward.arrivals.recv()).await.unwrap();
+    let Arrival { mut stream, pump, .. } = *soon(forward.arrivals.recv()).await.unwrap();
     let floods = async {
         let (mut messages, write) = channel.split();
         tokio::select! {
@@ -282,7 +283,7 @@ async fn a_client_that_never_closes_loses_its_place_after_a_while() {
     let (session, server) = session().await;
     let (mut forward, _) = session.forward_tcp(4144).await.unwrap();
     let _channel = connects(&server, 4144, "127.0.0.1").await.unwrap();
-    let Arrival { stream, pump, .. } = forward.arrivals.recv().await.unwrap();
+    let Arrival { stream, pump, .. } = *forward.arrivals.recv().await.unwrap();
     drop(stream);
     assert_eq!(soon(pump).await, crate::ssh::pump::Finished::Lingered);
     assert_eq!(session.shared.forwards.room.taken(), (0, 0));

@@ -233,7 +233,9 @@ impl Tunnel {
                 lost = self.supervise() => lost,
             };
             match self.up.take() {
-                Some(up) if kept.is_none() && lost.is_planned() => kept = Some(up.link.retire().await),
+                Some(up) if kept.is_none() && lost.is_planned() => {
+                    kept = Some(Box::pin(up.link.retire()).await)
+                }
                 up if kept.is_none() => {
                     self.up = up;
                     break Err(lost);
@@ -243,7 +245,7 @@ impl Tunnel {
             tokio::select! {
                 biased;
                 done = &mut job => break Ok(done),
-                back = self.reconnect(lost) => if let Err(error) = back {
+                back = Box::pin(self.reconnect(lost)) => if let Err(error) = back {
                     self.inputs.observe(Event::Warning { message: error.chain() });
                     break Err(self.gone());
                 }
@@ -312,7 +314,7 @@ impl Tunnel {
     pub(crate) async fn keep(&mut self) -> Error {
         loop {
             let lost = self.supervise().await;
-            if let Err(error) = self.reconnect(lost).await {
+            if let Err(error) = Box::pin(self.reconnect(lost)).await {
                 return error;
             }
         }
@@ -331,7 +333,7 @@ impl Tunnel {
         self.revoke();
         let Self { inputs, up, memory, .. } = self;
         let (host_clean, stays_until) = match up {
-            Some(up) => take_down(&inputs, up).await,
+            Some(up) => Box::pin(take_down(&inputs, up)).await,
             // Whatever lay there had 45 s, and somebody may still be cut off with it.
             None => (false, memory.stays_until),
         };

@@ -116,7 +116,7 @@ impl Tunnel {
         let host = self.inputs.host();
         if let Some(up) = self.up.take() {
             self.memory.bury(&self.inputs, &up);
-            up.link.abandon().await;
+            Box::pin(up.link.abandon()).await;
         }
         let limit = self.inputs.options.reconnect_for;
         // What was our wish is tried once in any case.

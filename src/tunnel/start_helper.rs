@@ -12,6 +12,7 @@ use crate::{
     remote::helper::{self, Facts, Helper, Nonce, Said},
     ssh::{
         inbox::Exit,
+        pipe::pipe,
         process::{Event as ProcessEvent, Keep, Process},
         session::Session,
     },
@@ -26,7 +27,7 @@ pub(super) async fn start_helper(
     let nonce = Nonce::generate()?;
     let (process, pump) = session.exec(&nonce.bootstrap(), Keep::AtMost(HELPER_WAITING)).await?;
     let Process { stdin, mut events, .. } = process;
-    let (mut output, stdout) = tokio::io::duplex(HELPER_BUFFER);
+    let (mut output, stdout) = pipe(HELPER_BUFFER);
     // Apart from the answers, into which it could fall at any byte; it may explain a missing helper.
     let complaints = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&complaints);
@@ -62,6 +63,7 @@ pub(super) async fn start_helper(
         let complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
         Error::Helper { host: host.to_owned(), source: source.with_complaints(&complaints) }
     })?;
+    let actor = Box::pin(actor);
     tasks.spawn(async move {
         let result = actor.await;
         // The channel closes by itself now that nobody writes to it.

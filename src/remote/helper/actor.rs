@@ -72,7 +72,7 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
                     reply.send(()).ok();
                     return result;
                 }
-                Some(request) => self.serve(request).await?,
+                Some(request) => Box::pin(self.serve(request)).await?,
                 None => return self.bye().await,
             }
         }

@@ -12,6 +12,9 @@ pub(super) const LONGEST_LINE: usize = 8 << 10;
 /// The most that one answer may hold.
 pub(super) const LONGEST_ANSWER: usize = 64 << 10;
 
+/// One read: an answer is some dozens of bytes nearly always, and this much is kept for the next one.
+const PIECE: usize = 256;
+
 /// Cuts a stream into lines. The allowance is what it may still send; whoever owns it refills it.
 pub(super) struct Lines<R> {
     stdout: R,
@@ -38,7 +41,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             if self.buffer.len() > self.longest {
                 return Err(Error::Garbled { what: "a line without end" });
             }
-            self.buffer.reserve(4096);
+            self.buffer.reserve(PIECE);
             let read = match self.stdout.read_buf(&mut self.buffer).await {
                 Ok(0) => return Err(Error::Ended { source: None }),
                 Ok(read) => read,

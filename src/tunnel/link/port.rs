@@ -252,8 +252,8 @@ async fn say<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, tls: Option<Arc<I
 }
 
 /// Whether this connection brings the nonce, and nothing else first.
-async fn bears(arrival: Arrival, tls: Option<Arc<Identity>>, nonce: String) -> bool {
-    let Arrival { stream, pump, .. } = arrival;
+async fn bears(arrival: Box<Arrival>, tls: Option<Arc<Identity>>, nonce: String) -> bool {
+    let Arrival { stream, pump, .. } = *arrival;
     let mut stream = Stream::new(stream, tls.as_deref());
     let read = async move {
         let mut said = vec![0; nonce.len()];

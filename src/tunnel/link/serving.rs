@@ -47,8 +47,8 @@ pub(super) async fn serve_forward(
     connections.shutdown().await;
 }
 
-async fn answer(arrival: Arrival, door: Door, tls: Option<Arc<Identity>>, grants: Arc<Grants>) {
-    let Arrival { stream, pump, originator } = arrival;
+async fn answer(arrival: Box<Arrival>, door: Door, tls: Option<Arc<Identity>>, grants: Arc<Grants>) {
+    let Arrival { stream, pump, originator } = *arrival;
     let port = match door {
         Door::Checked { port, .. } | Door::Trusted { port } => Some(port),
         Door::Socket { .. } => None,
