@@ -386,8 +386,14 @@ pub(super) async fn run(
         grants.keep_ahead(most);
     }
     let host = plan.target.original.clone();
-    let desk =
-        Desk::new(1, &plan, Arc::clone(&grants), Arc::clone(&identity), environment.clone(), clock.clone());
+    let desk = Desk::new(
+        1,
+        &plan,
+        Arc::clone(&grants),
+        Arc::clone(&identity),
+        Arc::new(environment.clone()),
+        clock.clone(),
+    );
     let (stop_listening, listened) = oneshot::channel::<()>();
     let desks = Desks(vec![Arc::clone(&desk)]);
     desks.open(environment, terminal, &mut background, async { drop(listened.await) });

@@ -63,7 +63,7 @@ pub(super) struct Desk {
     pin: Pin,
     grants: Arc<Grants>,
     identity: Arc<Identity>,
-    environment: Environment,
+    environment: Arc<Environment>,
     stop: watch::Sender<bool>,
     /// Whether there is no tunnel any more.
     ended: watch::Sender<bool>,
@@ -77,7 +77,7 @@ impl Desk {
         plan: &Plan,
         grants: Arc<Grants>,
         identity: Arc<Identity>,
-        environment: Environment,
+        environment: Arc<Environment>,
         clock: Clock,
     ) -> Arc<Self> {
         Arc::new(Self {

@@ -48,7 +48,7 @@ use crate::{
     remote::exports::Shell,
     ssh::{
         config::aliases,
-        host_keys::KnownHostKeys,
+        host_keys::{KnownHostKeys, OnFile},
         inbox::Exit,
         target::{Target, Way},
         terminal::{Local, Outcome, bridge},
@@ -79,11 +79,11 @@ struct Common {
 
 /// One host.
 struct Member {
-    plan: Plan,
+    plan: Box<Plan>,
     limits: Limits,
     grants: Arc<Grants>,
     desk: Arc<Desk>,
-    inputs: Inputs,
+    inputs: Box<Inputs>,
     /// Told when the tunnel is up, or was not reached at first; and when one of the latter is up after all.
     settling: Settling,
     /// Until then the refresher of its grants runs.
@@ -166,6 +166,8 @@ pub(super) async fn run(
     let (settled, mut settling) = mpsc::channel(2 * plans.len());
     let mut turns: HashMap<String, Arc<Semaphore>> = HashMap::new();
     let mut shared = Shared::default();
+    let mut on_file = OnFile::default();
+    let everywhere = Arc::new(environment.clone());
     let mut members = Vec::new();
     let mut certificates: Vec<(Option<tls::Wish>, Option<Arc<tls::Identity>>)> = Vec::new();
     for ((id, plan), one) in (1u32..).zip(plans).zip(hosts) {
@@ -179,7 +181,8 @@ pub(super) async fn run(
             }
         };
         let human = Arc::clone(terminal) as Arc<dyn Human>;
-        let host_keys = KnownHostKeys::load(&plan.target, Arc::clone(&human)).map_err(host_key)?;
+        let host_keys =
+            KnownHostKeys::load_beside(&plan.target, Arc::clone(&human), &mut on_file).map_err(host_key)?;
         let host = plan.target.original.clone();
         let grants = Grants::new(log.for_host(&host));
         if limits.confirm {
@@ -194,7 +197,7 @@ pub(super) async fn run(
             &plan,
             Arc::clone(&grants),
             Arc::clone(&identity),
-            environment.clone(),
+            Arc::clone(&everywhere),
             clock.clone(),
         );
         if let Some(end) = limits.ends_at(clock.now()) {
@@ -230,11 +233,11 @@ pub(super) async fn run(
             clock: clock.clone(),
         };
         members.push(Member {
-            plan,
+            plan: Box::new(plan),
             limits,
             grants,
             desk,
-            inputs,
+            inputs: Box::new(inputs),
             settling: Settling { words: settled.clone(), said: AtomicBool::new(false) },
             refreshed,
         });
@@ -448,7 +451,7 @@ async fn start(
     grants: &Grants,
     common: &Common,
     settling: &Settling,
-) -> Result<Tunnel, Failure> {
+) -> Result<Box<Tunnel>, Failure> {
     let limit = inputs.options.reconnect_for.filter(|_| matches!(plan.job, Job::Exports { .. }));
     let (mut tries, mut told) = (FirstTries::new(limit), BTreeSet::new());
     loop {
@@ -463,7 +466,7 @@ async fn start(
             if grants.list().iter().any(missing) {
                 common.identity.first_credentials(grants, &common.login()).await?;
             }
-            Ok(Tunnel::start(inputs.clone()).await)
+            Ok(Box::pin(Tunnel::start(inputs.clone())).await.map(Box::new))
         };
         let error = match Box::pin(tried).await? {
             Ok(tunnel) => return Ok(tunnel),

@@ -8,7 +8,7 @@
 //!
 //! [`start`] gives a handle and the future that must be driven; no task is spawned here.
 
-use std::{collections::VecDeque, fmt, future::Future, net::SocketAddrV4, time::Duration};
+use std::{collections::VecDeque, fmt, future::Future, net::SocketAddrV4, sync::LazyLock, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
@@ -294,8 +294,9 @@ where
     lines.allowance = actor::ALLOWANCE;
     lines.longest = wire::LONGEST_LINE;
     let facts = timeout(READY_TIMEOUT, async {
-        let script = format!("w={}; {}\n", pace.silence, script());
-        stdin.write_all(script.as_bytes()).await.map_err(ended)?;
+        stdin.write_all(format!("w={}; ", pace.silence).as_bytes()).await.map_err(ended)?;
+        stdin.write_all(script().as_bytes()).await.map_err(ended)?;
+        stdin.write_all(b"\n").await.map_err(ended)?;
         stdin.flush().await.map_err(ended)?;
         answer(&mut lines, &nonce, 0).await
     })
@@ -341,10 +342,13 @@ async fn ready<O: AsyncRead + Unpin>(lines: &mut Lines<O>, nonce: &Nonce) -> Res
     Err(Error::NoHelper { why, said: Said::of(&noise) })
 }
 
-/// Returns `linger.sh` and `helper.sh` as one line.
-fn script() -> String {
-    let lines = concat!(include_str!("linger.sh"), include_str!("helper.sh")).lines().map(str::trim);
-    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect::<Vec<_>>().join(" ")
+/// Returns `linger.sh` and `helper.sh` as one line. It is made once, however many hosts get it.
+fn script() -> &'static str {
+    static SCRIPT: LazyLock<String> = LazyLock::new(|| {
+        let lines = concat!(include_str!("linger.sh"), include_str!("helper.sh")).lines().map(str::trim);
+        lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect::<Vec<_>>().join(" ")
+    });
+    &SCRIPT
 }
 
 impl Facts {

@@ -22,7 +22,7 @@ use super::{
     known_hosts_command::{self, Invocation},
     revoked::{self, Revoked},
     session::{HostKeys, Trust, Wanted},
-    target::{StrictHostKeyChecking, Target, Way},
+    target::{KnownHostsFiles, StrictHostKeyChecking, Target, Way},
 };
 use crate::{
     clock::Clock,
@@ -140,11 +140,27 @@ impl Refused {
     }
 }
 
+/// What was read of known_hosts so far: many hosts have the same files, with a line for each of them.
+#[derive(Debug, Default)]
+pub(crate) struct OnFile(Vec<(KnownHostsFiles, Arc<KnownHosts>)>);
+
+impl OnFile {
+    fn read(&mut self, files: &KnownHostsFiles) -> Result<Arc<KnownHosts>, known_hosts::Error> {
+        if let Some((_, known)) = self.0.iter().find(|(read, _)| read == files) {
+            return Ok(Arc::clone(known));
+        }
+        let known = Arc::new(KnownHosts::load(files)?);
+        warn_of_bad_lines(&known);
+        self.0.push((files.clone(), Arc::clone(&known)));
+        Ok(known)
+    }
+}
+
 /// Host keys as known_hosts and the person know them.
 pub(crate) struct KnownHostKeys {
     target: Target,
     name: HostName,
-    known: KnownHosts,
+    known: Arc<KnownHosts>,
     human: Arc<dyn Human>,
     clock: Clock,
     /// The key that was accepted on this run, and why: a reconnect must see the same one, whatever is on file.
@@ -158,15 +174,24 @@ pub(crate) struct KnownHostKeys {
 impl KnownHostKeys {
     /// Reads the known_hosts files of `target`.
     pub(crate) fn load(target: &Target, human: Arc<dyn Human>) -> Result<Self, Refused> {
+        Self::load_beside(target, human, &mut OnFile::default())
+    }
+
+    /// Reads the known_hosts files of `target`, but those that were read for another target already.
+    pub(crate) fn load_beside(
+        target: &Target,
+        human: Arc<dyn Human>,
+        on_file: &mut OnFile,
+    ) -> Result<Self, Refused> {
         let name = HostName::of(target);
         let known = match &target.pinned_host_key {
-            Some(_) => KnownHosts::default(),
-            None => KnownHosts::load(&target.known_hosts)
+            Some(_) => Arc::default(),
+            None => on_file
+                .read(&target.known_hosts)
                 .map_err(|source| Refused::KnownHosts { host: target.original.clone(), source })?,
         };
-        warn_of_bad_lines(&known);
         let jump = match &target.way {
-            Way::Jump(hop) => Some(Arc::new(Self::load(hop, Arc::clone(&human))?)),
+            Way::Jump(hop) => Some(Arc::new(Self::load_beside(hop, Arc::clone(&human), on_file)?)),
             Way::Direct | Way::Command(_) => None,
         };
         Ok(Self {

@@ -1,6 +1,7 @@
 use russh::keys::PrivateKey;
 
 use super::*;
+use crate::private_fs;
 use crate::ssh::{
     peer::target,
     target::{KnownHostsCommand, Part},
@@ -25,6 +26,33 @@ fn shown(seed: u8) -> PublicKeyOrCertificate {
 fn key(seed: u8) -> PublicKey {
     let pair = russh::keys::ssh_key::private::Ed25519Keypair::from_seed(&[seed; 32]);
     PrivateKey::from(pair).public_key().clone()
+}
+
+#[tokio::test]
+async fn hosts_with_the_same_files_share_what_was_read_and_others_do_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, second) = (directory.path().join("first"), directory.path().join("second"));
+    let line = |name: &str, seed| format!("{name} {}\n", key(seed).to_openssh().unwrap());
+    private_fs::write(&first, (line("one", 1) + &line("two", 1)).as_bytes()).unwrap();
+    private_fs::write(&second, line("one", 2).as_bytes()).unwrap();
+    let mut on_file = OnFile::default();
+    let mut load = |name: &str, file: &PathBuf, pinned: Option<&str>| {
+        let mut target = target();
+        target.host_key_alias = Some(name.to_owned());
+        target.pinned_host_key = pinned.map(str::to_owned);
+        target.known_hosts.user = vec![file.clone()];
+        target.known_hosts.global.clear();
+        KnownHostKeys::load_beside(&target, Arc::new(Nobody), &mut on_file).unwrap()
+    };
+    let [one, two] = ["one", "two"].map(|name| load(name, &first, None));
+    let other = load("one", &second, None);
+    let pinned = load("one", &first, Some("SHA256:none"));
+    assert!(Arc::ptr_eq(&one.known, &two.known));
+    one.check(&shown(1)).await.unwrap();
+    two.check(&shown(1)).await.unwrap();
+    other.check(&shown(2)).await.unwrap();
+    assert!(other.check(&shown(1)).await.unwrap_err().to_string().contains("HAS CHANGED"));
+    assert!(!Arc::ptr_eq(&one.known, &pinned.known), "who has a pin reads nothing");
 }
 
 #[tokio::test]
@@ -65,7 +93,7 @@ fn strict() -> (tempfile::TempDir, Target) {
 
 fn of_program(script: &str, directory: &std::path::Path) -> KnownHostsCommand {
     let path = directory.join("keys");
-    crate::private_fs::write(&path, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+    private_fs::write(&path, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let parts = [Part::Name, Part::Invocation, Part::KeyType, Part::Fingerprint, Part::Key];
     KnownHostsCommand { program: path, arguments: parts.map(|part| vec![part]).to_vec() }
@@ -185,11 +213,11 @@ async fn revoked_keys_are_refused_even_when_they_are_pinned_or_known() {
     target.revoked_host_keys = vec![list.clone()];
     let told = judged(&target, &shown(1)).await.unwrap_err();
     assert!(told.contains("there are no `RevokedHostKeys` at"), "{told}");
-    crate::private_fs::write(&list, b"# nothing\n").unwrap();
+    private_fs::write(&list, b"# nothing\n").unwrap();
     let keys = KnownHostKeys::load(&target, Arc::new(Nobody)).unwrap();
     keys.wanted().await.unwrap();
     keys.check(&shown(1)).await.unwrap();
-    crate::private_fs::write(&list, key(1).to_openssh().unwrap().as_bytes()).unwrap();
+    private_fs::write(&list, key(1).to_openssh().unwrap().as_bytes()).unwrap();
     // The connection that stands is not asked again when its keys are renewed; the next one is.
     keys.check(&shown(1)).await.unwrap();
     keys.wanted().await.unwrap();

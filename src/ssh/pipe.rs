@@ -12,12 +12,12 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: BytesMut,
+    waiting: Vec<u8>,
     room: usize,
     /// Nothing more will be written.
     over: bool,
@@ -25,6 +25,14 @@ struct State {
     deaf: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
+}
+
+impl State {
+    /// Takes the oldest bytes; what is left is as large as its buffer.
+    fn take(&mut self, most: usize) -> Vec<u8> {
+        let rest = self.waiting.split_off(self.waiting.len().min(most));
+        std::mem::replace(&mut self.waiting, rest)
+    }
 }
 
 #[derive(Debug)]
@@ -72,7 +80,7 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.deaf = true;
-        state.waiting = BytesMut::new();
+        state.waiting = Vec::new();
         wake(state.writer.take());
     }
 }
@@ -92,13 +100,9 @@ impl Reader {
             state.reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        let taken = if state.waiting.len() <= most {
-            std::mem::take(&mut state.waiting)
-        } else {
-            state.waiting.split_to(most)
-        };
+        let taken = state.take(most);
         wake(state.writer.take());
-        Poll::Ready(Some(taken.freeze()))
+        Poll::Ready(Some(taken.into()))
     }
 }
 
@@ -116,13 +120,7 @@ impl AsyncRead for Reader {
             state.reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        let now = state.waiting.len().min(buffer.remaining());
-        buffer.put_slice(state.waiting.get(..now).unwrap_or_default());
-        if now == state.waiting.len() {
-            state.waiting = BytesMut::new();
-        } else {
-            state.waiting.advance(now);
-        }
+        buffer.put_slice(&state.take(buffer.remaining()));
         wake(state.writer.take());
         Poll::Ready(Ok(()))
     }

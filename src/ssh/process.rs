@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::{
     inbox::{Chunk, End, Exit, Inbox, Kind, Limit, Overflow, State},
     pipe::{Writer, pipe},
-    pump::{Finished, Outward, Pump, Step, WRITE_AHEAD},
+    pump::{Finished, Outward, Pump, Step},
     transport::Kill,
 };
 
@@ -86,8 +86,8 @@ pub(crate) struct Process {
 
 impl Process {
     pub(super) fn new(channel: Outward, transport: Kill, keep: Keep, has_pty: bool) -> (Self, Pump) {
-        let (stdin, outgoing) = pipe(WRITE_AHEAD);
         let step = if keep == Keep::All { Step::Large } else { Step::Small };
+        let (stdin, outgoing) = pipe(step.write_ahead());
         let process = Self {
             stdin,
             events: Events { inbox: Arc::clone(&channel.inbox), returned: VecDeque::new(), over: false },

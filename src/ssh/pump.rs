@@ -35,9 +35,6 @@ const LINGER: Duration = Duration::from_secs(10);
 /// Closing is one message into a queue that the session loop empties.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the local side may write ahead of the pump, in bytes.
-pub(super) const WRITE_AHEAD: usize = 64 * 1024;
-
 /// What is sent in one piece of what the local side wrote.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Step {
@@ -49,6 +46,14 @@ pub(super) enum Step {
 }
 
 impl Step {
+    /// What the local side may write ahead of the pump, in bytes.
+    pub(super) fn write_ahead(self) -> usize {
+        match self {
+            Self::Large => 64 * 1024,
+            Self::Small => 4 * 1024,
+        }
+    }
+
     fn bytes(self) -> usize {
         match self {
             Self::Large => 16 * 1024,
@@ -92,7 +97,7 @@ impl Pump {
 
     /// Makes the two ends of a byte stream over `channel`. `place` is dropped when the channel is closed.
     pub(super) fn stream(channel: Outward, place: Option<Place>) -> (Stream, Self) {
-        let (local, outgoing) = pipe(WRITE_AHEAD);
+        let (local, outgoing) = pipe(Step::Large.write_ahead());
         let stream =
             Stream { incoming: Incoming(Arc::clone(&channel.inbox)), current: Bytes::new(), outgoing: local };
         let pump = Self::new(async move {

@@ -160,7 +160,7 @@ impl Link {
         inputs.observe(Event::Done { step: Step::Connect, subject });
 
         inputs.observe(Event::Started { step: Step::Forward, subject: inputs.host() });
-        match Self::establish(inputs, again, Arc::clone(&session)).await {
+        match Box::pin(Self::establish(inputs, again, Arc::clone(&session))).await {
             Ok(link) => {
                 let verified = match (link.ways.port, &link.ways.socket) {
                     (Some(port), _) => Some(format!("{}:{port}", inputs.host())),
@@ -210,7 +210,7 @@ impl Link {
                     // Who calls there could not be told.
                     session.cancel(forward).await;
                 }
-                return Self::over_sftp(inputs, session, tasks, error).await;
+                return Box::pin(Self::over_sftp(inputs, session, tasks, error)).await;
             }
             Err(error) => return Err(error),
         };
@@ -219,7 +219,10 @@ impl Link {
         link.ask_login_shell(inputs);
         let without_port = match forward {
             None => None,
-            Some(asked) => link.open_port(inputs, again, (&helper, &facts), wanted, asked).await.err(),
+            Some(asked) => {
+                let opening = link.open_port(inputs, again, (&helper, &facts), wanted, asked);
+                Box::pin(opening).await.err()
+            }
         };
         let without_port = match without_port {
             Some(error) if only_port || !error.leaves_other_ways() => return Err(error),

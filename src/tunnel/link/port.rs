@@ -47,10 +47,10 @@ impl Link {
         };
         let (forward, port) = match asked {
             Ok((forward, _)) => (forward, wanted),
-            Err(refused) => self.another_port(inputs, helper, wanted, refused).await?,
+            Err(refused) => Box::pin(self.another_port(inputs, helper, wanted, refused)).await?,
         };
         let forward = self.check_listener(inputs, helper, forward, port).await?;
-        let forward = self.self_test(inputs, forward, port).await?;
+        let forward = Box::pin(self.self_test(inputs, forward, port)).await?;
         self.forwards.push(forward);
         self.ways.port = Some(port);
         Ok(())
