@@ -13,10 +13,15 @@ mod powershell;
 #[cfg(test)]
 mod tests;
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::{
+    borrow::Cow,
+    cell::RefCell,
+    fmt::Write as _,
+    ops::{Deref, DerefMut},
+};
 
 use secrecy::{ExposeSecret as _, SecretString};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::names::Region;
 
@@ -307,9 +312,41 @@ impl Shell {
     }
 }
 
-/// What is being written. Large enough from the start, so that growing does not leave copies of a token behind.
-fn page() -> Zeroizing<String> {
-    Zeroizing::new(String::with_capacity(16 * 1024))
+/// What is being written. Large enough from the start, so that growing does not leave copies of a token behind; wiped
+/// and used again for the next, as there are some for each of many hosts.
+#[derive(Debug)]
+struct Page(Zeroizing<String>);
+
+thread_local! {
+    static PAGES: RefCell<Vec<Zeroizing<String>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn page() -> Page {
+    let used = PAGES.with_borrow_mut(Vec::pop);
+    Page(used.unwrap_or_else(|| Zeroizing::new(String::with_capacity(16 * 1024))))
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.0.zeroize();
+        let page = std::mem::take(&mut self.0);
+        // A thread that ends has no pages any more.
+        PAGES.try_with(|pages| pages.borrow_mut().push(page)).unwrap_or_default();
+    }
+}
+
+impl Deref for Page {
+    type Target = String;
+
+    fn deref(&self) -> &String {
+        &self.0
+    }
+}
+
+impl DerefMut for Page {
+    fn deref_mut(&mut self) -> &mut String {
+        &mut self.0
+    }
 }
 
 fn line(text: &mut String, line: std::fmt::Arguments<'_>) {

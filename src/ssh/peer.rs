@@ -15,7 +15,6 @@ use secrecy::SecretString;
 use tokio::io::DuplexStream;
 
 use super::{
-    algorithms::Algorithms,
     error::{Error, HostKeyRefused},
     session::{HostKeys, Session, Trust, Unauthenticated, Wanted},
     target::{
@@ -47,7 +46,7 @@ pub(super) fn target() -> Target {
         connect_timeout: Duration::from_secs(10),
         identities: Identities::default(),
         authentication: Authentication::default(),
-        algorithms: Algorithms::default(),
+        algorithms: Arc::default(),
         known_hosts: KnownHostsFiles { user: Vec::new(), global: Vec::new(), hash: false, command: None },
         revoked_host_keys: Vec::new(),
         required_rsa_size: 1024,

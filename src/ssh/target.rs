@@ -37,7 +37,7 @@ pub(crate) struct Target {
     pub(crate) identities: Identities,
     pub(crate) authentication: Authentication,
     /// What we offer and accept.
-    pub(crate) algorithms: Algorithms,
+    pub(crate) algorithms: Arc<Algorithms>,
     pub(crate) known_hosts: KnownHostsFiles,
     /// `RevokedHostKeys`: files of keys, or revocation lists.
     pub(crate) revoked_host_keys: Vec<PathBuf>,

@@ -6,9 +6,9 @@
 
 use zeroize::Zeroizing;
 
-use super::{Environment, Value, line, page};
+use super::{Environment, Page, Value, line, page};
 
-pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
+pub(super) fn render(environment: &Environment) -> Page {
     let mut text = page();
     for name in &environment.unset {
         line(&mut text, format_args!("@set \"{name}=\""));

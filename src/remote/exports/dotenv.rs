@@ -4,11 +4,9 @@
 //! written bare where all of them read it alike, and that is every value of ours; in single quotes where only Docker
 //! would not; and one that they read differently is not written at all. They cannot unset: the names are in a comment.
 
-use zeroize::Zeroizing;
+use super::{Environment, Page, Value, line, page};
 
-use super::{Environment, Value, line, page};
-
-pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
+pub(super) fn render(environment: &Environment) -> Page {
     let mut text = page();
     line(&mut text, format_args!("# Must not be set: {}", environment.unset.join(" ")));
     for (name, value) in &environment.set {

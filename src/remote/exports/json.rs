@@ -4,9 +4,9 @@
 
 use zeroize::Zeroizing;
 
-use super::{Environment, Value, line, page};
+use super::{Environment, Page, Value, line, page};
 
-pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
+pub(super) fn render(environment: &Environment) -> Page {
     let mut set = page();
     for (name, value) in &environment.set {
         let value = match value {

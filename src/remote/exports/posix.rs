@@ -2,10 +2,10 @@
 
 use zeroize::Zeroizing;
 
-use super::{Environment, OURS, Value, line, page};
+use super::{Environment, OURS, Page, Value, line, page};
 use crate::remote::quoted;
 
-pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
+pub(super) fn render(environment: &Environment) -> Page {
     let mut text = page();
     for name in &environment.unset {
         line(&mut text, format_args!("unset {name}"));

@@ -8,9 +8,9 @@ use std::fmt::Write as _;
 
 use zeroize::Zeroizing;
 
-use super::{Environment, OURS, Value, line, page};
+use super::{Environment, OURS, Page, Value, line, page};
 
-pub(super) fn render(environment: &Environment) -> Zeroizing<String> {
+pub(super) fn render(environment: &Environment) -> Page {
     let mut text = page();
     for name in &environment.unset {
         line(&mut text, format_args!("Remove-Item Env:{name} -ErrorAction Ignore"));

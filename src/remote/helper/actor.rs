@@ -1,6 +1,6 @@
 //! The one who talks to the helper: a command at a time, callers batched, heartbeats between.
 
-use std::{collections::VecDeque, fmt::Write as _, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, fmt::Write as _, time::Duration};
 
 use secrecy::ExposeSecret as _;
 use tokio::{
@@ -95,7 +95,8 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
                 let result = match files.iter().find(|file| !file.content.is_fit(self.nonce.as_str())) {
                     Some(file) => Err(Error::Unfit { name: file.name.to_string() }),
                     None => {
-                        let answer = self.exchange(&files_command(&files, &self.nonce)).await?;
+                        let nonce = self.nonce.clone();
+                        let answer = self.exchange_pieces(&files_command(&files, &nonce)).await?;
                         answer.verdict.map(drop).map_err(|sizes| Error::Write { name: torn(&files, &sizes) })
                     }
                 };
@@ -224,6 +225,11 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
     }
 
     async fn exchange(&mut self, command: &[u8]) -> Result<Answer, Error> {
+        self.exchange_pieces(&[Cow::Borrowed(command)]).await
+    }
+
+    /// Sends a command that is not in one piece: nothing large is put together for it.
+    async fn exchange_pieces(&mut self, command: &[Cow<'_, [u8]>]) -> Result<Answer, Error> {
         const MINUTE: Duration = Duration::from_secs(60);
         if self.refilled.elapsed() >= MINUTE {
             self.refilled = Instant::now();
@@ -233,7 +239,9 @@ impl<I: AsyncWrite + Unpin, O: AsyncRead + Unpin> Actor<I, O> {
         let talk = async {
             let number = format!("{} ", self.number);
             self.stdin.write_all(number.as_bytes()).await.map_err(ended)?;
-            self.stdin.write_all(command).await.map_err(ended)?;
+            for piece in command {
+                self.stdin.write_all(piece).await.map_err(ended)?;
+            }
             self.stdin.write_all(b"\n").await.map_err(ended)?;
             self.stdin.flush().await.map_err(ended)?;
             answer(&mut self.lines, &self.nonce, self.number).await
@@ -253,18 +261,16 @@ fn torn(files: &[File], sizes: &str) -> String {
 }
 
 /// Returns the lines that write all of `files`, whose content is fit.
-fn files_command(files: &[File], nonce: &Nonce) -> Zeroizing<Vec<u8>> {
-    let size: usize = files.iter().map(|file| file.content.len() + file.name.as_str().len() + 96).sum();
-    let mut command = Zeroizing::new(Vec::with_capacity(size + 32));
-    command.extend_from_slice(format!("files {}", files.len()).as_bytes());
+fn files_command<'a>(files: &'a [File], nonce: &'a Nonce) -> Vec<Cow<'a, [u8]>> {
+    let mut command = vec![format!("files {}", files.len()).into_bytes().into()];
     for file in files {
         let (kind, bytes, end) = match &file.content {
             Content::Secret(secret) => ("secret", secret.expose_secret().as_bytes(), ""),
             Content::Text(text) => ("text", text.as_bytes(), nonce.as_str()),
         };
-        command.extend_from_slice(format!("\n{kind} {} {}\n", file.name, bytes.len()).as_bytes());
-        command.extend_from_slice(bytes);
-        command.extend_from_slice(end.as_bytes());
+        command.push(format!("\n{kind} {} {}\n", file.name, bytes.len()).into_bytes().into());
+        command.push(bytes.into());
+        command.push(end.as_bytes().into());
     }
     command
 }

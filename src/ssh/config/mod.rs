@@ -28,7 +28,7 @@ mod tests;
 mod way;
 mod wishes;
 
-use std::{collections::BTreeMap, fmt, io, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 pub(crate) use self::{canonical::find_host, destination::Destination, line::Place, print::print};
 use self::{
@@ -271,7 +271,7 @@ impl Resolver<'_> {
         };
         let batch = self.request.batch || self.flag("batchmode")?;
         let authentication = self.authentication()?;
-        let algorithms = self.algorithms()?;
+        let algorithms = Arc::new(self.algorithms()?);
         let hostname = self.evaluated.host.clone();
         let strict_host_key_checking = self.strict_host_key_checking()?;
         let (server_alive_interval, server_alive_count_max) = self.server_alive()?;

@@ -1,4 +1,4 @@
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use proptest::prelude::*;
 
@@ -95,7 +95,7 @@ fn without_a_configuration_the_defaults_are_ours() {
             ..Identities::default()
         },
         authentication: Authentication::default(),
-        algorithms: Algorithms::default(),
+        algorithms: Arc::default(),
         known_hosts: KnownHostsFiles {
             user: vec![ssh("known_hosts"), ssh("known_hosts2")],
             global: vec![etc("ssh_known_hosts"), etc("ssh_known_hosts2")],
