@@ -159,6 +159,7 @@ mod tests {
 
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
+        task::JoinSet,
         time::timeout,
     };
 
@@ -166,18 +167,30 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(10);
 
+    /// A task of its own is polled again only if it is woken.
+    fn apart<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinSet<T> {
+        let mut task = JoinSet::new();
+        task.spawn(future);
+        task
+    }
+
+    async fn soon<T: 'static>(mut task: JoinSet<T>) -> T {
+        timeout(SOON, task.join_next()).await.expect("it is woken").unwrap().unwrap()
+    }
+
     #[tokio::test]
     async fn everything_comes_in_order_through_a_pipe_that_is_too_small_for_it() {
         let sent: Vec<u8> = (0..50_000u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
         for in_pieces in [true, false] {
             let (mut writer, mut reader) = pipe(700);
-            let writing = async {
-                for piece in sent.chunks(1234) {
+            let copy = sent.clone();
+            let writing = apart(async move {
+                for piece in copy.chunks(1234) {
                     writer.write_all(piece).await.unwrap();
                 }
                 writer.shutdown().await.unwrap();
-            };
-            let reading = async {
+            });
+            let reading = apart(async move {
                 let mut got = Vec::new();
                 if in_pieces {
                     while let Some(bytes) = reader.receive(300).await {
@@ -188,9 +201,10 @@ mod tests {
                     reader.read_to_end(&mut got).await.unwrap();
                 }
                 got
-            };
-            let ((), got) = timeout(SOON, async { tokio::join!(writing, reading) }).await.unwrap();
+            });
+            let got = soon(reading).await;
             assert!(got == sent, "{} of {}", got.len(), sent.len());
+            soon(writing).await;
         }
     }
 
@@ -229,25 +243,24 @@ mod tests {
 
         // It wakes who waits for it already.
         let (writer, mut reader) = pipe(9);
-        let ending = async {
-            tokio::task::yield_now().await;
-            drop(writer);
-        };
-        let (end, ()) = timeout(SOON, async { tokio::join!(reader.receive(9), ending) }).await.unwrap();
-        assert_eq!(end, None);
+        let reading = apart(async move { reader.receive(9).await });
+        tokio::task::yield_now().await;
+        drop(writer);
+        assert_eq!(soon(reading).await, None);
     }
 
     #[tokio::test]
     async fn writing_to_nobody_fails_also_for_who_waits_already() {
         let (mut writer, reader) = pipe(4);
         writer.write_all(b"full").await.unwrap();
-        let leaving = async {
-            tokio::task::yield_now().await;
-            drop(reader);
-        };
-        let (written, ()) =
-            timeout(SOON, async { tokio::join!(writer.write_all(b"more"), leaving) }).await.unwrap();
-        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-        assert_eq!(writer.write(b"x").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        let writing = apart(async move {
+            let waited = writer.write_all(b"more").await;
+            (waited, writer.write(b"x").await)
+        });
+        tokio::task::yield_now().await;
+        drop(reader);
+        let (waited, then) = soon(writing).await;
+        assert_eq!(waited.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(then.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }
