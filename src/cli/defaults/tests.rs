@@ -33,6 +33,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("allow-uid", "0"),
     ("remote-config", "keep"),
     ("reconnect-for", "90s"),
+    ("linger", "30m"),
     ("allow", "team-*"),
     ("max-lifetime", "8h"),
     ("idle-timeout", "2h"),
