@@ -1,7 +1,7 @@
 //! Every account and role that a person may have: pages of accounts, then each account's roles, several at once.
 //!
-//! AWS says of no limit and throttles all the same, so that few calls are under way at a time and a throttled one waits
-//! and comes again.
+//! AWS says of no limit and throttles all the same, so that few calls are under way at a time, all go out at one
+//! [`Pace`], and a throttled one waits and comes again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,6 +12,7 @@ use tokio::{
 
 use super::{
     client::{Clients, Failure},
+    pace::Pace,
     portal,
     session::{IdentityError, SsoSessionState},
     token::SsoToken,
@@ -25,8 +26,11 @@ use crate::{
 /// As many as a browser has to one host; more only meet the throttle.
 const AT_ONCE: usize = 6;
 
-/// How often a throttled call comes again, and how long it waits at first and at most.
-const TRIES: u32 = 8;
+/// How often a throttled call comes again, and one that was not answered for another reason.
+const TRIES_THROTTLED: u32 = 8;
+const TRIES: u32 = 2;
+
+/// How long such a call waits at first and at most.
 const PAUSE_LEAST: Duration = Duration::from_millis(500);
 const PAUSE_MOST: Duration = Duration::from_secs(10);
 
@@ -53,10 +57,11 @@ pub(crate) async fn discover(
     let token = session.any_token().await?;
     let clients = session.clients_of(&token);
     let until = Instant::now() + DEADLINE;
+    let pace = Arc::new(Pace::new());
     let mut accounts = Vec::new();
     let mut next = None;
     for _ in 0..MOST_PAGES {
-        let page = patiently(until, || portal::accounts(&clients, &token, next.clone())).await;
+        let page = patiently(&pace, until, || portal::accounts(&clients, &token, next.clone())).await;
         let page = page.map_err(|error| session.refused_to_list(error))?;
         accounts.extend(page.items);
         next = page.next;
@@ -72,8 +77,8 @@ pub(crate) async fn discover(
         while under_way.len() < AT_ONCE
             && let Some(account) = waiting.next()
         {
-            let (clients, token) = (Arc::clone(&clients), Arc::clone(&token));
-            under_way.spawn(async move { roles(&clients, &token, account, until).await });
+            let (clients, token, pace) = (Arc::clone(&clients), Arc::clone(&token), Arc::clone(&pace));
+            under_way.spawn(async move { roles(&clients, &token, &pace, account, until).await });
         }
         let Some(ended) = under_way.join_next().await else { break };
         let account = match ended {
@@ -91,13 +96,15 @@ pub(crate) async fn discover(
 async fn roles(
     clients: &Clients,
     token: &SsoToken,
+    pace: &Pace,
     account: portal::Account,
     until: Instant,
 ) -> Result<Account, portal::Error> {
     let mut roles = Vec::new();
     let mut next = None;
     for _ in 0..MOST_PAGES {
-        let page = patiently(until, || portal::roles(clients, token, &account.id, next.clone())).await?;
+        let page =
+            patiently(pace, until, || portal::roles(clients, token, &account.id, next.clone())).await?;
         roles.extend(page.items);
         next = page.next;
         if next.is_none() {
@@ -109,22 +116,31 @@ async fn roles(
     Ok(Account { id: account.id, name, email, roles })
 }
 
-/// Makes a call, and again while AWS throttles it.
-async fn patiently<T, F>(until: Instant, call: impl Fn() -> F) -> Result<T, portal::Error>
+/// Makes a call in its turn, and again while AWS throttles it or seems to have a moment's trouble.
+async fn patiently<T, F>(pace: &Pace, until: Instant, call: impl Fn() -> F) -> Result<T, portal::Error>
 where
     F: Future<Output = Result<T, portal::Error>>,
 {
     let mut tries = 0;
     loop {
-        match call().await {
-            Err(portal::Error::Transient(failure))
-                if tries < TRIES && is_throttled(&failure) && Instant::now() < until =>
-            {
-                tries += 1;
-                sleep(backoff::full_jitter(PAUSE_LEAST, PAUSE_MOST, tries, backoff::random())).await;
+        pace.turn().await;
+        let failure = match call().await {
+            Err(portal::Error::Transient(failure)) => failure,
+            other => {
+                pace.answered();
+                return other;
             }
-            other => return other,
+        };
+        let throttled = is_throttled(&failure);
+        if throttled {
+            pace.throttled();
         }
+        let most = if throttled { TRIES_THROTTLED } else { TRIES };
+        if tries >= most || Instant::now() >= until {
+            return Err(portal::Error::Transient(failure));
+        }
+        tries += 1;
+        sleep(backoff::full_jitter(PAUSE_LEAST, PAUSE_MOST, tries, backoff::random())).await;
     }
 }
 

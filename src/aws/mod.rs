@@ -15,6 +15,7 @@ pub(crate) mod login;
 mod login_session;
 mod metadata;
 pub(crate) mod oidc;
+mod pace;
 pub(crate) mod portal;
 mod process;
 pub(crate) mod profile;

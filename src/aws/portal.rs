@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use aws_sdk_sso::config::retry::RetryConfig;
 use secrecy::ExposeSecret as _;
 
 use super::{
@@ -109,6 +110,11 @@ pub(crate) struct Account {
 /// The most that AWS puts on one page.
 const PAGE: i32 = 100;
 
+/// The SDK makes no second try of a call that lists: who makes many knows best when.
+fn once() -> aws_sdk_sso::config::Builder {
+    aws_sdk_sso::Config::builder().retry_config(RetryConfig::disabled())
+}
+
 /// Lists accounts. What is no account id is left out.
 pub(crate) async fn accounts(
     clients: &Clients,
@@ -116,7 +122,8 @@ pub(crate) async fn accounts(
     next: Option<String>,
 ) -> Result<Page<Account>, Error> {
     let call = clients.sso().list_accounts().access_token(token.access_token.expose_secret());
-    let answer = call.max_results(PAGE).set_next_token(next).send().await.map_err(Failure::from)?;
+    let call = call.max_results(PAGE).set_next_token(next).customize().config_override(once());
+    let answer = call.send().await.map_err(Failure::from)?;
     let items = answer.account_list.unwrap_or_default().into_iter().filter_map(|account| {
         Some(Account {
             id: account.account_id?.parse().ok()?,
@@ -136,6 +143,7 @@ pub(crate) async fn roles(
 ) -> Result<Page<RoleName>, Error> {
     let call = clients.sso().list_account_roles().access_token(token.access_token.expose_secret());
     let call = call.account_id(account.as_str()).max_results(PAGE).set_next_token(next);
+    let call = call.customize().config_override(once());
     let answer = call.send().await.map_err(Failure::from)?;
     let names = answer.role_list.unwrap_or_default().into_iter();
     let items = names.filter_map(|role| role.role_name?.parse().ok()).collect();
