@@ -430,7 +430,7 @@ async fn signals_remove_the_files_too() {
             link.install("4144", vec![secret("token", SECRET)]).await.unwrap();
             let pid = link.process.id().unwrap().to_string();
             assert!(Command::new("kill").args(["-s", signal, &pid]).status().await.unwrap().success());
-            until(&format!("{shell} {signal}"), Duration::from_secs(2), || host.left().is_empty()).await;
+            until(&format!("{shell} {signal}"), Duration::from_secs(10), || host.left().is_empty()).await;
             assert!(link.actor_ends().await.is_err());
         }
     }

@@ -85,7 +85,7 @@ fn row_19_a_role_that_is_taken_away_leaves_the_others_alone() {
 
 #[test]
 fn row_20_a_throttling_aws_is_asked_seldom_while_credentials_last() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let mut world = World::new();
@@ -117,7 +117,7 @@ fn row_20_a_throttling_aws_is_asked_seldom_while_credentials_last() {
 
 #[test]
 fn row_28_whoever_logs_out_elsewhere_has_credentials_to_their_end_and_is_told() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let mut world = World::new();
@@ -151,7 +151,7 @@ fn row_28_whoever_logs_out_elsewhere_has_credentials_to_their_end_and_is_told() 
 
 #[test]
 fn row_32_two_hundred_processes_at_once_are_all_answered_without_a_call() {
-    if sandbox::isolated!() {
+    if sandbox::isolated!(alone) {
         return;
     }
     let mut world = World::new();
