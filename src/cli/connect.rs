@@ -448,6 +448,7 @@ pub(super) async fn run(
         let (ended, reason) = tokio::select! {
             ended = Box::pin(job::run(&plan, &mut tunnel, environment, terminal)) => match &ended {
                 Ok(_) => (ended, "the remote side ended".to_owned()),
+                Err(_) if ends.hung_up().await => (Err(interrupted()), "stopped".to_owned()),
                 // What went wrong is said once, at the end.
                 Err(_) => (ended, "disconnected".to_owned()),
             },

@@ -3,9 +3,12 @@
 //! Under a service manager, and in the background, there is no terminal to hang up: there SIGHUP is the word to connect
 //! anew, now. Whoever has it ignored (`nohup`) has it ignored.
 
-use std::{fs::File, io};
+use std::{fs::File, io, time::Duration};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
+};
 
 use crate::{
     config::{Job, Plan},
@@ -69,6 +72,11 @@ impl Ends {
         self.next(hang_up, steering).await;
     }
 
+    /// Whether our terminal was closed: what is written to it fails a moment before the signal comes.
+    pub(super) async fn hung_up(&mut self) -> bool {
+        self.terminal && !self.ignored && timeout(MOMENT, self.hang_up.recv()).await.is_ok()
+    }
+
     fn hang_up(&self, background: bool) -> HangUp {
         match (background || !self.terminal, self.ignored) {
             (true, _) => HangUp::Reconnects,
@@ -91,6 +99,9 @@ impl Ends {
         }
     }
 }
+
+/// The kernel does both in one go.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// Returns whether a process with this `/proc/PID/status` was started with SIGHUP ignored.
 fn is_ignored(status: &str) -> bool {

@@ -61,13 +61,14 @@ wipe() {
 
 # The dead-man switch, wound up anew by every heartbeat. Its standard streams are detached, or the channel
 # could not close while it sleeps. `$!` in the trap is set in the same step that starts the sleep, so no
-# sleep outlives its watchdog. The helper is killed first, so that it cannot write after the removal. Our own trap for
-# TERM is away while it starts: a shell that has just been forked would forget one that it caught in our place.
+# sleep outlives its watchdog; it is KILL, as a child that is not `sleep` yet would forget a TERM. The helper is
+# killed first, so that it cannot write after the removal. Our own trap for TERM is away while it starts: a shell
+# that has just been forked would forget one that it caught in our place.
 arm() {
   v=$W;
   trap - TERM;
   (
-    trap "kill \$!; exit 0" TERM;
+    trap "kill -KILL \$!; exit 0" TERM;
     trap "" HUP INT PIPE;
     sleep "$w" &
     wait "$!" && { kill -KILL "$$"; part; };

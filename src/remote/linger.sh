@@ -44,8 +44,8 @@ part() {
 # Removes each file when its seconds are over, and all with the last, however we ended. Whoever takes the place, or removes
 # it, ends this by USR1; the end of the host, or of the session where that ends all of its processes, removes at once.
 outlive() {
-  trap "kill \$!; exit 0" USR1;
-  trap "kill \$!; wipe; exit 0" TERM;
+  trap "kill -KILL \$!; exit 0" USR1;
+  trap "kill -KILL \$!; wipe; exit 0" TERM;
   trap "" HUP INT PIPE;
   cd /;
   l=$*;
