@@ -106,7 +106,8 @@ fn row_20_a_throttling_aws_is_asked_seldom_while_credentials_last() {
         since.is_some_and(|since: Instant| since.elapsed() > Duration::from_secs(4))
     });
     let calls = count(&world, "GetRoleCredentials") - before;
-    assert!((1..=5).contains(&calls), "{calls} calls in four seconds");
+    // Tries are a second apart and more, with jitter, and each is up to three calls of the SDK.
+    assert!((1..=9).contains(&calls), "{calls} calls in four seconds");
     world.aws.clear_faults();
     eventually("there are credentials again", PATIENCE * 2, || {
         let answer = ask(&mut world, &tunnel, "dev");
