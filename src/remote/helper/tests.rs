@@ -85,8 +85,10 @@ impl Host {
     }
 
     fn command(&self, argv: &[&str]) -> Command {
-        let mut command = Command::new(argv[0]);
-        command.args(&argv[1..]).env("XDG_RUNTIME_DIR", self.path("run")).env("HOME", self.path("home"));
+        // A shell cannot catch what was ignored when it started, as by those who run the tests under `nohup`.
+        let mut command = Command::new("/usr/bin/env");
+        command.arg("--default-signal=HUP,INT,QUIT");
+        command.args(argv).env("XDG_RUNTIME_DIR", self.path("run")).env("HOME", self.path("home"));
         command
             .env("SHELL", "/bin/my shell")
             .stdin(Stdio::piped())
