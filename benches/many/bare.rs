@@ -25,6 +25,10 @@ use crate::{PATIENCE, REST, resident};
 const COUNT: &str = "BENCH_BARE_COUNT";
 const PORT: &str = "BENCH_BARE_PORT";
 const KEY: &str = "BENCH_BARE_KEY";
+const MESSAGES: &str = "BENCH_BARE_MESSAGES";
+
+/// So many times anything is sent in half an hour in which nobody asks for credentials: our helpers hear a beat each 10 s.
+const HALF_AN_HOUR: usize = 180;
 
 /// As `broker` connects to one server.
 const AT_ONCE: usize = 8;
@@ -36,10 +40,20 @@ pub(crate) fn is_asked_for() -> bool {
 
 /// Returns the resident memory of a process with so many connections in KiB, and how long they took.
 pub(crate) fn connections(count: usize) -> (f64, Duration) {
+    after(0, count)
+}
+
+/// The same for connections that are not new: russh has touched by then what it keeps for messages.
+pub(crate) fn used_connections(count: usize) -> (f64, Duration) {
+    after(HALF_AN_HOUR, count)
+}
+
+fn after(messages: usize, count: usize) -> (f64, Duration) {
     let home = Home::temporary();
     let bastion = Bastion::start(Options { home: home.path().to_owned(), ..Options::default() });
     let mut command = home.command(std::env::current_exe().unwrap());
     command.env(COUNT, count.to_string()).env(PORT, bastion.port().to_string());
+    command.env(MESSAGES, messages.to_string());
     command.env(KEY, bastion.client_key_path()).stderr(Stdio::inherit());
     command.envs(std::env::vars().filter(|(name, _)| name.starts_with("MALLOC_")));
     let started = Instant::now();
@@ -56,7 +70,7 @@ pub(crate) fn connections(count: usize) -> (f64, Duration) {
 /// Connects, says so, and does nothing until its input ends.
 pub(crate) fn run() -> ExitCode {
     let number = |name| std::env::var(name).unwrap().parse().unwrap();
-    let (count, port): (usize, usize) = (number(COUNT), number(PORT));
+    let (count, port, messages): (usize, usize, usize) = (number(COUNT), number(PORT), number(MESSAGES));
     let port = u16::try_from(port).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -70,7 +84,7 @@ pub(crate) fn run() -> ExitCode {
             let (key, turns, up) = (Arc::clone(&key), Arc::clone(&turns), up.clone());
             tasks.spawn(async move {
                 let turn = turns.acquire_owned().await.unwrap();
-                let held = Box::pin(connect(port, key)).await;
+                let held = Box::pin(connect(port, key, messages)).await;
                 drop(turn);
                 up.send(()).await.unwrap();
                 std::future::pending::<()>().await;
@@ -92,6 +106,7 @@ pub(crate) fn run() -> ExitCode {
 async fn connect(
     port: u16,
     key: Arc<russh::keys::PrivateKey>,
+    messages: usize,
 ) -> (Handle<Anybody>, russh::ChannelWriteHalf<client::Msg>) {
     let config = client::Config { nodelay: true, ..client::Config::default() };
     let mut handle = client::connect(Arc::new(config), ("127.0.0.1", port), Anybody).await.unwrap();
@@ -100,6 +115,11 @@ async fn connect(
     handle.tcpip_forward("127.0.0.1", 0).await.unwrap();
     let channel = handle.channel_open_session().await.unwrap();
     channel.exec(true, "exec cat").await.unwrap();
+    for _ in 0..messages {
+        handle.send_keepalive(false).await.unwrap();
+        // One at a time, as in life.
+        tokio::task::yield_now().await;
+    }
     // Nobody reads what comes, and nothing does.
     let (_, write) = channel.split();
     (handle, write)
