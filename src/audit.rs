@@ -32,6 +32,7 @@ use tokio::sync::mpsc;
 use crate::{
     clock::{self, Clock},
     printable, private_fs,
+    tasks::reraise,
 };
 
 /// Decisions that wait for the disk: several seconds of the fastest caller we have measured.
@@ -348,11 +349,8 @@ async fn off_the_runtime(mut writer: Writer, lines: Vec<Queued>) -> (Writer, Res
         }
         (writer, written)
     });
-    match task.await {
-        Ok(done) => done,
-        // A blocking task cannot be cancelled, so it has panicked, and that panic is ours.
-        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
-    }
+    // A blocking task that has begun cannot be cancelled.
+    reraise(task.await)
 }
 
 #[derive(Debug)]

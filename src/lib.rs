@@ -55,7 +55,7 @@
 //! | [`creds`] | grants, who may use them, how fresh credentials are, one flight at a time | AWS, HTTP, SSH |
 //! | [`aws`] | profiles, sign-in, the token cache shared with the AWS CLI, the calls to AWS | SSH, serving |
 //! | [`control`] | the private socket through which another terminal looks at a tunnel and steers it | AWS, SSH, what a request leads to |
-//! | leaves: [`audit`], [`backoff`], [`caller`], [`clock`], [`human`], [`names`], [`printable`], [`private_fs`], [`random`], [`tls`] | one thing each | any room |
+//! | leaves: [`audit`], [`backoff`], [`caller`], [`causes`], [`clock`], [`human`], [`names`], [`printable`], [`private_fs`], [`random`], [`tasks`], [`tls`] | one thing each | any room |
 //!
 //! `russh` is named only in [`ssh`], the crates of AWS only in [`aws`], `hyper` only in [`serve`] and for the
 //! callback of the login, `clap` only in [`cli`].
@@ -78,6 +78,7 @@ mod audit;
 mod aws;
 mod backoff;
 mod caller;
+mod causes;
 mod cli;
 mod clock;
 mod config;
@@ -91,6 +92,7 @@ mod random;
 mod remote;
 mod serve;
 mod ssh;
+mod tasks;
 mod tls;
 mod tunnel;
 

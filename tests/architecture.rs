@@ -9,8 +9,20 @@ use std::{
 };
 
 /// What every room may use: leaves that know no room.
-const LEAVES: &[&str] =
-    &["audit", "backoff", "caller", "clock", "human", "names", "printable", "private_fs", "random", "tls"];
+const LEAVES: &[&str] = &[
+    "audit",
+    "backoff",
+    "caller",
+    "causes",
+    "clock",
+    "human",
+    "names",
+    "printable",
+    "private_fs",
+    "random",
+    "tasks",
+    "tls",
+];
 
 /// room → the rooms that it may name, and why not more.
 const MAY_KNOW: &[(&str, &[&str], &str)] = &[

@@ -21,6 +21,7 @@ use crate::{
     backoff,
     names::{AccountId, RoleName},
     printable::one_line,
+    tasks::reraise,
 };
 
 /// As many as a browser has to one host; more only meet the throttle.
@@ -81,11 +82,7 @@ pub(crate) async fn discover(
             under_way.spawn(async move { roles(&clients, &token, &pace, account, until).await });
         }
         let Some(ended) = under_way.join_next().await else { break };
-        let account = match ended {
-            Ok(account) => account.map_err(|error| session.refused_to_list(error))?,
-            // Nobody aborts these tasks while we wait for them.
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-        };
+        let account = reraise(ended).map_err(|error| session.refused_to_list(error))?;
         done.push(account);
         progress(done.len(), all);
     }

@@ -200,7 +200,7 @@ impl<'a> Shelf<'a> {
         let Some(role) = self.role else { return };
         // Whoever asks next has to ask AWS.
         if let Err(error) = self.kept.keep(role, &self.endpoints, credentials) {
-            tracing::warn!(error = %super::chain(&error), "did not keep the role credentials");
+            tracing::warn!(error = %crate::causes::chain(&error), "did not keep the role credentials");
         }
     }
 }

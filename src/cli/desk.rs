@@ -262,7 +262,7 @@ impl Desk {
             notices.push(format!(
                 "nobody is served with it any more, but what lies on {} for it could not be removed: {}",
                 self.board.host,
-                super::chain(&error)
+                crate::causes::chain(&error)
             ));
         }
         let profiles = revoked
@@ -280,7 +280,7 @@ impl Desk {
         let names = [profile.to_owned()];
         let resolved = config::profiles(&names, &self.environment).map_err(|error| {
             let hint = error.hint();
-            Refusal::new(RefusalKind::Usage, super::chain(&error)).with_hint(hint)
+            Refusal::new(RefusalKind::Usage, crate::causes::chain(&error)).with_hint(hint)
         })?;
         let Some(profile) = resolved.first() else {
             return Err(Refusal::new(RefusalKind::Usage, "no profile was named"));
@@ -317,7 +317,7 @@ impl Desk {
                 error => format!(
                     "`--profile {}` does not work on {host} yet: {}",
                     grant.profile,
-                    super::chain(&error)
+                    crate::causes::chain(&error)
                 ),
             });
         }
@@ -370,7 +370,7 @@ impl Desks {
             }
             Err(error) => terminal.warning(&format!(
                 "`broker status` and its like will not find this tunnel: {}; it works all the same",
-                super::chain(&error)
+                crate::causes::chain(&error)
             )),
         }
     }

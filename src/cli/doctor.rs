@@ -109,7 +109,7 @@ fn own_file(environment: &Environment) -> Vec<Check> {
     let path = environment.config_file();
     match environment.file_mistake() {
         Some(mistake) => {
-            let message = format!("{}; nothing of that file counts", super::chain(mistake));
+            let message = format!("{}; nothing of that file counts", crate::causes::chain(mistake));
             vec![Check::found(NAME, Level::Problem, message, mistake.hint())]
         }
         None if environment.file().is_empty() => Vec::new(),

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use tokio::{sync::oneshot, task::JoinSet};
 
 use super::{
-    chain,
     failure::{Failure, Kind},
     terminal::Terminal,
 };
 use crate::{
     audit,
+    causes::chain,
     clock::Clock,
     config::{Environment, Plan},
     tls,

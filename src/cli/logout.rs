@@ -53,7 +53,7 @@ pub(super) async fn run(
         Failure::new(Kind::Failed, e).with_hint(hint)
     })?;
     if let Err(error) = forgotten {
-        let text = super::chain(&error);
+        let text = crate::causes::chain(&error);
         terminal.warning(&format!(
             "role credentials of {subject} stay on this machine until they expire: {text}"
         ));
@@ -64,7 +64,7 @@ pub(super) async fn run(
         Logout::OnlyHere(error) => terminal.warning(&format!(
             "the token of {subject} is removed from this machine, but AWS could not be told, so that the session \
              there lives on until it expires: {}",
-            super::chain(&error)
+            crate::causes::chain(&error)
         )),
     }
     Ok(ExitCode::SUCCESS)

@@ -62,6 +62,7 @@ use self::{
     terminal::{Color, LogFormat, Style, Terminal},
 };
 use crate::{
+    causes::chain,
     clock::Clock,
     config::{Environment, file::File},
     printable,
@@ -346,17 +347,6 @@ fn drive<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>, res
     runtime.shutdown_background();
     restore();
     ended.unwrap_or_else(|panic| resume_unwind(panic))
-}
-
-/// Returns the error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 fn style(output: &Output, environment: Option<&Environment>) -> Style {

@@ -51,7 +51,7 @@ async fn window(session: Arc<SsoSessionState>, terminal: Arc<Terminal>) {
         () = person.nobody.notified() => return,
     };
     if let Err(error) = outcome {
-        let causes = super::chain(&error);
+        let causes = crate::causes::chain(&error);
         person.terminal.warning(&format!("{causes}; tunnels that need it wait for a login, from wherever"));
     }
 }

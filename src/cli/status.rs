@@ -142,8 +142,11 @@ impl Screen {
 /// Returns the object that `--json` prints, in one line.
 fn object(found: &Found) -> String {
     let tunnels: Vec<&Report> = found.tunnels.iter().map(|(_, report)| report).collect();
-    let silent: Vec<_> =
-        found.silent.iter().map(|(pid, error)| json!({ "pid": pid, "error": super::chain(error) })).collect();
+    let silent: Vec<_> = found
+        .silent
+        .iter()
+        .map(|(pid, error)| json!({ "pid": pid, "error": crate::causes::chain(error) }))
+        .collect();
     format!("{}\n", json!({ "version": VERSION, "tunnels": tunnels, "silent": silent }))
 }
 
@@ -192,7 +195,7 @@ fn table(found: &Found, now: SystemTime) -> String {
     }
     let mut text = aligned(&rows, &notes);
     for (pid, error) in &found.silent {
-        text.push_str(&format!("? process {pid}: {}\n", one_line(&super::chain(error))));
+        text.push_str(&format!("? process {pid}: {}\n", one_line(&crate::causes::chain(error))));
     }
     text
 }

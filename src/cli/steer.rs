@@ -22,6 +22,7 @@ use crate::{
         message::{Answer, Answered, Ended, Refreshed, Request, Revoked},
     },
     printable::one_line,
+    tasks::reraise,
 };
 
 /// Print the exports of a running tunnel, for another terminal on the host.
@@ -185,28 +186,27 @@ pub(super) async fn stop(
     }
     let mut first = None;
     while let Some(ended) = together.join_next().await {
-        match ended {
-            Ok((host, Ok(Ended { stays_until: Some(until), .. }))) => terminal.notice(&format!(
+        match reraise(ended) {
+            (host, Ok(Ended { stays_until: Some(until), .. })) => terminal.notice(&format!(
                 "{host}: stopped; role credentials stay there until {} at the latest, and `broker clean {host}` removes \
                  them now",
                 one_line(&until)
             )),
-            Ok((host, Ok(Ended { host_clean: Some(true), .. }))) => terminal.notice(&format!("{host}: stopped; no credentials were left there")),
-            Ok((host, Ok(Ended { host_clean: None, .. }))) => terminal.notice(&format!("{host}: stopped before anything was there")),
-            Ok((host, Ok(Ended { host_clean: Some(false), .. }))) => terminal.warning(&format!(
+            (host, Ok(Ended { host_clean: Some(true), .. })) => terminal.notice(&format!("{host}: stopped; no credentials were left there")),
+            (host, Ok(Ended { host_clean: None, .. })) => terminal.notice(&format!("{host}: stopped before anything was there")),
+            (host, Ok(Ended { host_clean: Some(false), .. })) => terminal.warning(&format!(
                 "{host}: stopped, but it is not known whether the host is clean: what lay there removes itself within \
                  45 s, and `broker clean {host}` looks"
             )),
             // It was on its way out already.
-            Ok((host, Err(Error::Gone { .. }))) => {
+            (host, Err(Error::Gone { .. })) => {
                 terminal.notice(&format!("{host}: it has ended by itself"));
             }
-            Ok((host, Err(error))) => {
+            (host, Err(error)) => {
                 let failure = failure(error);
                 terminal.warning(&format!("{host}: {failure}"));
                 first.get_or_insert(failure);
             }
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         }
     }
     first.map_or(Ok(ExitCode::SUCCESS), Err)

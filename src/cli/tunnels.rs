@@ -16,7 +16,7 @@ pub(super) type Running = (Peer, Report);
 pub(super) async fn all(environment: &Environment, warn: impl Fn(&str)) -> Vec<Running> {
     let Found { tunnels, silent } = client::find(&environment.runtime_directories()).await;
     for (_, error) in silent {
-        warn(&super::chain(&error));
+        warn(&crate::causes::chain(&error));
     }
     tunnels
 }

@@ -10,6 +10,7 @@ use super::{
     server::PATIENCE,
     wire::{self, LONGEST_ANSWER},
 };
+use crate::tasks::reraise;
 
 /// A process that holds tunnels.
 #[derive(Clone, Debug)]
@@ -66,14 +67,13 @@ pub(crate) async fn find(directories: &[PathBuf]) -> Found {
         });
     }
     while let Some(told) = asking.join_next().await {
-        match told {
-            Ok((peer, Ok(Answer::Status { tunnels }))) => {
+        match reraise(told) {
+            (peer, Ok(Answer::Status { tunnels })) => {
                 found.tunnels.extend(tunnels.into_iter().map(|tunnel| (peer.clone(), tunnel)));
             }
-            Ok((peer, Ok(_))) => found.silent.push((peer.pid, Error::Confused { pid: peer.pid })),
-            Ok((_, Err(Error::Gone { .. }))) => {}
-            Ok((peer, Err(error))) => found.silent.push((peer.pid, error)),
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+            (peer, Ok(_)) => found.silent.push((peer.pid, Error::Confused { pid: peer.pid })),
+            (_, Err(Error::Gone { .. })) => {}
+            (peer, Err(error)) => found.silent.push((peer.pid, error)),
         }
     }
     found.tunnels.sort_by_key(|(_, report)| (report.started_at, report.pid, report.id));

@@ -13,7 +13,7 @@ use super::{
     place::{self, Unfit},
     wire::{self, LONGEST_REQUEST},
 };
-use crate::human::BoxFuture;
+use crate::{human::BoxFuture, tasks::reraise};
 
 /// What answers.
 pub(crate) trait Desk: Send + Sync {
@@ -172,14 +172,6 @@ fn understood(said: serde_json::Value) -> Result<Envelope, Refusal> {
     }
     serde_json::from_value(said)
         .map_err(|error| Refusal::new(RefusalKind::Usage, format!("not understood: {error}")))
-}
-
-fn reraise(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        std::panic::resume_unwind(error.into_panic());
-    }
 }
 
 /// Enough for everything that one person can do at once; more would be a program that has gone wrong.

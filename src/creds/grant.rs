@@ -15,7 +15,7 @@ use std::{
 use subtle::{Choice, ConditionallySelectable as _};
 use tokio::{
     sync::{Notify, watch},
-    task::{JoinError, JoinSet},
+    task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 
@@ -33,6 +33,7 @@ use crate::{
     caller::{Caller, Uid},
     names::{ProfileName, Region, Role},
     random::NoRandomness,
+    tasks::reraise,
 };
 
 /// The wall clock may jump while we sleep by the monotonic one: look at it at least this often.
@@ -570,14 +571,6 @@ fn opened_by(list: &[Arc<Grant>], presented: &[u8]) -> Option<Arc<Grant>> {
         found.conditional_assign(&at, matches);
     }
     list.get(usize::try_from(found).ok()?).cloned()
-}
-
-fn reraise<T>(ended: Result<T, JoinError>) -> T {
-    match ended {
-        Ok(value) => value,
-        // Nobody aborts these tasks, so they end or panic.
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
 }
 
 #[cfg(test)]

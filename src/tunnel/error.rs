@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::link::{LONGEST_SOCKET, Lost};
 use crate::{
+    causes,
     remote::{helper, install, probe::Refusal, sockets::ListenerProblem},
     ssh,
 };
@@ -182,13 +183,7 @@ impl Error {
 
     /// Returns the error with all its causes, in one line.
     pub(crate) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(&format!(": {error}"));
-            cause = error.source();
-        }
-        text
+        causes::chain(self)
     }
 
     /// Returns the error with its cause, in one line.

@@ -19,12 +19,12 @@ use super::{
     lasting::Claim,
     login_shell::{self, Question},
     reconnect::Again,
-    reraise,
     role_files::{self, Linger, Written},
     start_helper::start_helper,
     travels,
 };
 use crate::{
+    causes,
     creds::grant::Grants,
     human::Human,
     remote::{
@@ -43,6 +43,7 @@ use crate::{
         target::Target,
         transport::Killed,
     },
+    tasks::reraise,
     tls::Identity,
 };
 
@@ -119,13 +120,7 @@ pub(crate) enum Lost {
 impl Lost {
     /// Returns what happened with its cause, in one line.
     pub(super) fn told(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(&format!(": {error}"));
-            cause = error.source();
-        }
-        text
+        causes::chain(self)
     }
 
     /// Whether to come back would be wrong.

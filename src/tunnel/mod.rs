@@ -34,7 +34,7 @@ use link::{Left, Link};
 pub(crate) use options::{CallerCheck, DEFAULT_PORT, Options, PortWish, TokenPlace, Transport};
 pub(crate) use retry::FirstTries;
 pub(crate) use steering::{NotPut, Steering};
-use tokio::{task::JoinError, time::Instant};
+use tokio::time::Instant;
 pub(crate) use visit::Visit;
 
 use self::{
@@ -391,18 +391,3 @@ const LOST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The removal is a round trip and a rename, and part of the two seconds that a stop may take.
 const UNMANAGE_TIMEOUT: Duration = Duration::from_millis(600);
-
-/// Returns what a task returned, or goes on with its panic.
-fn reraise<T>(ended: Result<T, JoinError>) -> T {
-    match ended {
-        Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            #[expect(
-                clippy::unreachable,
-                reason = "only `shutdown` aborts, and it does not return what it aborted"
-            )]
-            Err(_) => unreachable!("a task was aborted while it was waited for"),
-        },
-    }
-}

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{io::AsyncWriteExt as _, task::JoinSet};
 
-use super::{Error, link::TaskEnd, reraise};
+use super::{Error, link::TaskEnd};
 use crate::{
     remote::helper::{self, Facts, Helper, Nonce, Said},
     ssh::{
@@ -16,6 +16,7 @@ use crate::{
         process::{Event as ProcessEvent, Keep, Process},
         session::Session,
     },
+    tasks::reraise,
 };
 
 /// Starts the helper over an exec channel of its own; its work goes on in `tasks`.

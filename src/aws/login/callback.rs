@@ -34,6 +34,7 @@ use super::{
     LoginError,
     page::{self, Page},
 };
+use crate::tasks::reraise;
 
 /// As long as the AWS CLI waits for a person, and as long as AWS keeps the code.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10 * 60);
@@ -142,14 +143,6 @@ impl Callback {
             }
         });
         drop(flushed.await);
-    }
-}
-
-fn reraise(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && let Ok(panic) = error.try_into_panic()
-    {
-        std::panic::resume_unwind(panic);
     }
 }
 

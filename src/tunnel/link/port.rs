@@ -10,7 +10,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    super::{CallerCheck, Error, Event, Inputs, PortWish, reconnect::Again, reraise, trust},
+    super::{CallerCheck, Error, Event, Inputs, PortWish, reconnect::Again, trust},
     Link,
 };
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
         error::ForwardRefused,
         forward::{Arrival, Forward},
     },
+    tasks::reraise,
     tls::{Identity, Stream},
 };
 

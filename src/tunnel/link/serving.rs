@@ -4,13 +4,13 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{sync::watch, task::JoinSet};
 
-use super::super::reraise;
 use crate::{
     caller::{Caller, Uid, Unproven},
     creds::grant::Grants,
     remote::helper::Helper,
     serve::{self, Endpoint},
     ssh::forward::{Arrival, Forward},
+    tasks::reraise,
     tls::{Identity, Stream},
 };
 
