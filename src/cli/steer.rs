@@ -7,10 +7,12 @@ use clap_complete::ArgValueCandidates;
 use serde_json::json;
 
 use super::{
-    Output, completions,
+    Output, SETTLING, completions,
     connect::{ShellArgument, usage},
     failure::{Failure, Kind},
+    host::interrupted,
     identity::{Identity, Login},
+    stop_signal,
     terminal::Terminal,
     tunnels::{self, Running, failure},
 };
@@ -308,24 +310,35 @@ pub(super) async fn grant(
     environment: &Environment,
     terminal: &Arc<Terminal>,
 ) -> Result<ExitCode, Failure> {
-    let tunnel = one(&arguments.host, environment, terminal).await?;
+    let stop = stop_signal().map_err(|e| Failure::new(Kind::Failed, e))?;
     // Here, where a person can be asked; the tunnel finds the login in the cache that both share.
     let profiles = config::profiles(std::slice::from_ref(&arguments.profile), environment).map_err(usage)?;
     let endpoints = environment.endpoints().map_err(|e| usage(e.into()))?;
     let identity = Identity::new(&profiles, environment, &endpoints, &Clock::system());
     let login = Login { terminal, batch: output.batch, device_code: arguments.device_code };
-    super::with_ticks(terminal, Box::pin(identity.sign_in(&login))).await?;
-    let request = Request::Grant { profile: arguments.profile.clone() };
-    let Answer::Granted { profile, role, replaced, default, notices } = ask(&tunnel, request).await? else {
-        return Err(confused(&tunnel));
+    let work = async {
+        let tunnel = one(&arguments.host, environment, terminal).await?;
+        super::with_ticks(terminal, Box::pin(identity.sign_in(&login))).await?;
+        let request = Request::Grant { profile: arguments.profile.clone() };
+        let Answer::Granted { profile, role, replaced, default, notices } = ask(&tunnel, request).await?
+        else {
+            return Err(confused(&tunnel));
+        };
+        let role = role.as_deref().map_or(String::new(), |role| format!(" ({})", one_line(role)));
+        let (host, profile) = (one_line(&tunnel.1.host), one_line(&profile));
+        let what = if replaced { "now get" } else { "can get" };
+        let how = if default { String::new() } else { format!(" with `--profile {profile}`") };
+        terminal.notice(&format!("AWS SDKs on {host} {what} `{profile}`{role}{how}"));
+        tell(&notices, terminal);
+        Ok(ExitCode::SUCCESS)
     };
-    let role = role.as_deref().map_or(String::new(), |role| format!(" ({})", one_line(role)));
-    let (host, profile) = (one_line(&tunnel.1.host), one_line(&profile));
-    let what = if replaced { "now get" } else { "can get" };
-    let how = if default { String::new() } else { format!(" with `--profile {profile}`") };
-    terminal.notice(&format!("AWS SDKs on {host} {what} `{profile}`{role}{how}"));
-    tell(&notices, terminal);
-    Ok(ExitCode::SUCCESS)
+    tokio::select! {
+        granted = Box::pin(work) => granted,
+        _ = stop => {
+            drop(tokio::time::timeout(SETTLING, identity.settle()).await);
+            Err(interrupted())
+        }
+    }
 }
 
 /// Runs `broker approve`.

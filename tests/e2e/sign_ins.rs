@@ -177,9 +177,12 @@ fn what_a_refresh_brings_is_kept_though_nobody_waits_for_it_any_more() {
     }
     let mut world = World::new();
     let expired = TokenSeed { expired: true, ..TokenSeed::default() };
-    for arguments in
-        [&["credentials", "--batch", "-p", "dev"][..], &["connect", BASTION, "--batch", "-N", "-p", "dev"]]
-    {
+    for arguments in [
+        &["credentials", "--batch", "-p", "dev"][..],
+        &["connect", BASTION, "--batch", "-N", "-p", "dev"],
+        &["grant", BASTION, "--batch", "-p", "audit"],
+    ] {
+        let tunnel = (arguments[0] == "grant").then(|| world.tunnel(&["-p", "dev"]));
         world.aws.seed_token_with(world.laptop.path(), "corp", expired);
         world.own_aws_files();
         let path = FakeAws::token_path(world.laptop.path(), "corp");
@@ -200,6 +203,9 @@ fn what_a_refresh_brings_is_kept_though_nobody_waits_for_it_any_more() {
         world.aws.expire_access_tokens();
         let output = world.laptop.run(world.broker(&["credentials", "--batch", "-p", "dev"]));
         assert_eq!(output.code, Some(0), "{output}");
+        if let Some(tunnel) = tunnel {
+            let _stopped = tunnel.stop(&mut world);
+        }
     }
     world.assert_clean();
 }
