@@ -7,7 +7,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::{DirBuilder, File},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -281,6 +281,13 @@ pub(crate) struct Lock {
     file: File,
 }
 
+impl Lock {
+    /// Writes `bytes` at `offset` of the file. Only of use with [`create_locked`], as the file is appended to otherwise.
+    pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         // Closing is not enough: a child that was just forked has the same open file until it runs its program.
@@ -303,6 +310,15 @@ pub(crate) fn lock(path: &Path, patience: Duration) -> Result<Lock, Error> {
             Err(e) => return Err(Error::Io { verb: "lock", path: path.to_owned(), source: e.into() }),
         }
     }
+}
+
+/// Creates the 0600 file `path`, which must not exist yet, and locks it.
+pub(crate) fn create_locked(path: &Path) -> Result<Lock, Error> {
+    let io = |e: Errno| Error::Io { verb: "create", path: path.to_owned(), source: e.into() };
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(io)?);
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(io)?;
+    Ok(Lock { file })
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ use crate::{
         target::Target,
     },
     tls,
-    tunnel::{self, Inputs, Lasting, Transport, Tunnel},
+    tunnel::{self, Graveyard, Inputs, Lasting, Transport, Tunnel},
 };
 
 /// Connect to a host and let the AWS SDKs there use a role of yours.
@@ -426,6 +426,7 @@ pub(super) async fn run(
                     Job::Command { line, .. } => Some(line.clone()),
                     Job::Shell { .. } | Job::Exports { .. } => None,
                 },
+                graveyard: Graveyard::new(&environment.state_directory()),
                 allow_uids: plan.allow_uids.clone(),
                 grants: Arc::clone(&grants),
                 host_keys: Arc::new(host_keys),

@@ -54,7 +54,7 @@ use crate::{
         terminal::{Local, Outcome, bridge},
     },
     tls,
-    tunnel::{self, Event, FirstTries, Inputs, Lasting, Tunnel},
+    tunnel::{self, Event, FirstTries, Graveyard, Inputs, Lasting, Tunnel},
 };
 
 /// Of these a server with OpenSSH's `MaxStartups 10:30:100` refuses none: it begins to at ten.
@@ -137,6 +137,7 @@ pub(super) async fn run(
     // 1. Everything that can be wrong without a network, for every host.
     let plans = plans(hosts, output, environment).await?;
     let endpoints = environment.endpoints().map_err(|e| usage(e.into()))?;
+    let graveyard = Graveyard::new(&environment.state_directory());
     let mut told = BTreeSet::new();
     for warning in plans.iter().flat_map(|plan| &plan.warnings) {
         if told.insert(warning) {
@@ -222,6 +223,7 @@ pub(super) async fn run(
                 Job::Command { line, .. } => Some(line.clone()),
                 Job::Shell { .. } | Job::Exports { .. } => None,
             },
+            graveyard: Arc::clone(&graveyard),
             allow_uids: plan.allow_uids.clone(),
             grants: Arc::clone(&grants),
             host_keys: Arc::new(host_keys),

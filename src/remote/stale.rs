@@ -27,6 +27,20 @@ impl Grave {
         Some(Self { pid, started: started?, host: facts.host.clone(), boot_id: Some(facts.boot_id.clone()?) })
     }
 
+    /// Returns it as text without line breaks, for [`Self::parse`].
+    pub(crate) fn text(&self) -> String {
+        let boot_id = self.boot_id.as_deref().unwrap_or_default();
+        format!("{} {} {boot_id} {}", self.pid, self.started, self.host)
+    }
+
+    /// Reads what [`Self::text`] wrote.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut words = text.splitn(4, ' ');
+        let (pid, started) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let boot_id = words.next().filter(|id| !id.is_empty())?.to_owned();
+        Some(Self { pid, started, boot_id: Some(boot_id), host: words.next()?.to_owned() })
+    }
+
     /// Ends the process if it is still the same one; says whether it was told to.
     pub(crate) async fn free(&self, helper: &Helper, facts: &Facts, how: How) -> Result<bool, Error> {
         let here = self.host == facts.host && self.boot_id == facts.boot_id;

@@ -3,6 +3,7 @@
 mod error;
 mod event;
 mod examine;
+mod graveyard;
 mod lasting;
 mod link;
 mod login_shell;
@@ -28,6 +29,7 @@ use std::{
 pub(crate) use error::Error;
 pub(crate) use event::{Event, Step};
 pub(crate) use examine::{Check, Level};
+pub(crate) use graveyard::Graveyard;
 pub(crate) use lasting::Lasting;
 pub(crate) use link::Lost;
 use link::{Left, Link};
@@ -38,6 +40,7 @@ use tokio::time::Instant;
 pub(crate) use visit::Visit;
 
 use self::{
+    graveyard::Plot,
     on_host::{Exports, OnHost, put_files},
     reconnect::{Again, Memory, Teller},
 };
@@ -51,6 +54,7 @@ use crate::{
         files, helper,
         install::{Hands, Installed, Key},
         managed::Managed,
+        stale::Grave,
         tmux,
     },
     ssh::{self, process::Process, pump::Pump, session::HostKeys, target::Target, terminal::Pty},
@@ -83,6 +87,8 @@ pub(crate) struct Inputs {
     pub(crate) key: Key,
     /// The names for it where nothing on the host removes what we have to leave.
     pub(crate) lasting: Lasting,
+    /// Connections that hosts may still believe in when this process is gone.
+    pub(crate) graveyard: Arc<Graveyard>,
     pub(crate) allow_uids: Vec<u32>,
     pub(crate) grants: Arc<Grants>,
     pub(crate) host_keys: Arc<dyn HostKeys>,
@@ -113,6 +119,7 @@ pub(crate) struct Tunnel {
     up: Option<Up>,
     exports: Exports,
     memory: Memory,
+    plot: Plot,
     teller: Teller,
 }
 
@@ -168,8 +175,9 @@ impl Tunnel {
         let turn = Arc::clone(&inputs.turns).acquire_owned().await;
         let (up, exports) = Box::pin(bring_up(&first, None)).await?;
         drop(turn);
-        let memory = Memory::of(&up);
-        Ok(Self { inputs, up: Some(up), exports, memory, teller })
+        let (memory, plot) = (Memory::of(&up), inputs.graveyard.plot());
+        up.mark(&plot);
+        Ok(Self { inputs, up: Some(up), exports, memory, plot, teller })
     }
 
     /// Returns the exports for `shell`, or for the login shell of the host.
@@ -331,9 +339,9 @@ impl Tunnel {
     /// Revokes, cleans the host, disconnects: within 2 s, whatever the host does.
     pub(crate) async fn stop(self, reason: &str) {
         self.revoke();
-        let Self { inputs, up, memory, .. } = self;
+        let Self { inputs, up, memory, plot, .. } = self;
         let (host_clean, stays_until) = match up {
-            Some(up) => Box::pin(take_down(&inputs, up)).await,
+            Some(up) => Box::pin(take_down(&inputs, up, &plot)).await,
             // Whatever lay there had 45 s, and somebody may still be cut off with it.
             None => (false, memory.stays_until),
         };
@@ -348,6 +356,12 @@ impl Tunnel {
 }
 
 impl Up {
+    /// Writes down what the host may still believe in when we are gone.
+    fn mark(&self, plot: &Plot) {
+        let grave = self.link.facts.as_ref().and_then(Grave::of);
+        plot.mark(&self.link.session.facts().fingerprint, grave.as_ref());
+    }
+
     /// Returns until when at the latest credentials lie on the host that we cannot remove any more; `None` where its
     /// helper removes them.
     fn stays_until(&self, inputs: &Inputs) -> Option<SystemTime> {
@@ -362,7 +376,7 @@ impl Up {
 
 /// Cleans the host and disconnects. Returns whether the host is known to be clean, and otherwise until when what stays
 /// there is worth something, where nothing else removes it at once.
-async fn take_down(inputs: &Inputs, up: Up) -> (bool, Option<SystemTime>) {
+async fn take_down(inputs: &Inputs, up: Up, plot: &Plot) -> (bool, Option<SystemTime>) {
     let stays_until = up.stays_until(inputs);
     let Up { link, managed, .. } = up;
     if let Some(managed) = managed
@@ -376,7 +390,12 @@ async fn take_down(inputs: &Inputs, up: Up) -> (bool, Option<SystemTime>) {
             ),
         });
     }
-    match link.close(inputs.options.linger.is_some()).await {
+    let left = link.close(inputs.options.linger.is_some()).await;
+    // Who does not answer may not hear that we leave, either.
+    if left != Left::Unknown {
+        plot.clear();
+    }
+    match left {
         Left::Nothing => (true, None),
         Left::Credentials(stay) => (false, Some(inputs.clock.now() + stay)),
         Left::Unknown => (false, stays_until),

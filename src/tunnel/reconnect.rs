@@ -235,6 +235,7 @@ impl Tunnel {
         };
         self.tell_differences(&up);
         self.memory.note(&up);
+        up.mark(&self.plot);
         // Who holds what we need was freed; who holds nothing is not in the way.
         self.memory.graves.clear();
         (self.up, self.exports) = (Some(up), exports);

@@ -41,9 +41,11 @@ impl Link {
     ) -> Result<(), Error> {
         self.trust = Box::pin(trust::ask(inputs, helper.0)).await?;
         let asked = match asked {
-            Err(refused @ ForwardRefused::Denied { .. }) => {
-                self.freed(again, helper, wanted).await.map(|forward| (forward, wanted)).ok_or(refused)
-            }
+            Err(refused @ ForwardRefused::Denied { .. }) => self
+                .freed(inputs, again, helper, wanted)
+                .await
+                .map(|forward| (forward, wanted))
+                .ok_or(refused),
             asked => asked,
         };
         let (forward, port) = match asked {
@@ -60,13 +62,17 @@ impl Link {
     /// Ends dead connections of ours that the host still believes in, and takes the port if one of them had it.
     async fn freed(
         &self,
+        inputs: &Inputs,
         again: Option<&Again>,
         (helper, facts): (&Helper, &Facts),
         wanted: u16,
     ) -> Option<Forward> {
+        let mut graves = again.map(|again| again.graves.clone()).unwrap_or_default();
+        // Those of processes that were killed, too.
+        graves.extend(inputs.graveyard.dead(&self.session.facts().fingerprint));
         for how in [How::Ask, How::Kill] {
             let mut told = false;
-            for grave in &again?.graves {
+            for grave in &graves {
                 let freed = grave.free(helper, facts, how).await;
                 debug!(?grave, ?how, ?freed, "ended a dead connection of ours");
                 told |= freed.unwrap_or(false);

@@ -205,17 +205,56 @@ fn row_39_after_a_kill_the_next_start_has_the_same_port() {
 }
 
 #[test]
-fn a_new_broker_beside_a_connection_that_the_host_still_believes_in_says_so_and_works() {
+fn row_39_after_a_kill_a_connection_that_the_host_still_believes_in_gives_the_port_back() {
     if sandbox::isolated!() {
         return;
     }
     let mut world = World::new();
+    // One that lives keeps what it has, although it does not move.
+    let living = world.tunnel(&["-p", "dev"]);
+    living.process.signal(Signal::SIGSTOP);
+    let output = world.run(world.connect(&["-p", "audit", "-N", "-R", "4144"]));
+    assert_eq!(output.code, Some(6), "{output}");
+    living.process.signal(Signal::SIGCONT);
+    let (token, user) = (living.token(), world.sshd.user().clone());
+    assert_eq!(world.fetch(&user, living.url(), Some(&token)).status(), 200);
+    let said = living.stop(&mut world);
+    assert!(!said.stderr().contains("connecting again"), "{said}");
+    world.wait_for_clean_host();
+
+    let killed = kill_while_the_host_stands_still(&mut world);
+    let next = world.tunnel(&["-p", "dev", "-R", "4144"]);
+    let token = next.token();
+    assert_eq!(world.fetch(&user, next.url(), Some(&token)).status(), 200);
+    for id in killed {
+        let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), Signal::SIGCONT);
+    }
+    world.sshd.cont_connections();
+    let output = next.stop(&mut world);
+    assert_eq!(output.code, Some(130), "{output}");
+    world.wait_for_clean_host();
+    world.assert_clean();
+}
+
+/// Has a host not notice that a broker was killed; returns the processes there that stand still.
+fn kill_while_the_host_stands_still(world: &mut World) -> Vec<i32> {
     let mut tunnel = world.tunnel(&["-p", "dev"]);
     world.sshd.stop_connections();
     tunnel.process.signal(Signal::SIGKILL);
     let killed = tunnel.process.wait(PATIENCE);
     world.heard("broker", &killed);
-    let stopped: Vec<i32> = world.processes_on_host().into_keys().collect();
+    world.processes_on_host().into_keys().collect()
+}
+
+#[test]
+fn a_new_broker_beside_a_connection_that_the_host_still_believes_in_says_so_and_works() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let stopped = kill_while_the_host_stands_still(&mut world);
+    // As one of another laptop would be.
+    std::fs::remove_dir_all(world.laptop.join(".local/state/broker/connections")).unwrap();
     let next = world.tunnel(&["-p", "dev"]);
     let said = next.process.text(Stream::Stderr);
     assert!(said.contains("port 4144") && said.contains("yours"), "{said}");
