@@ -225,6 +225,20 @@ tell() {
   esac;
 };
 
+# Whether it is the turn of one more: after the first c, and m of them, so that neither an answer nor its making grows
+# without end. Leaves in j that there are more.
+turn() {
+  if [ "$c" -gt 0 ]; then
+    c=$((c-1));
+    return 1;
+  fi;
+  if [ "$m" = 0 ]; then
+    j=more;
+    return 1;
+  fi;
+  m=$((m-1));
+};
+
 # Tells of everything in directory $1 if it is one of ours, and removes what no live helper has. With $2 = look it
 # only tells; with $2 = force what live ones have goes too.
 sweep() {
@@ -239,6 +253,7 @@ sweep() {
     set -f;
     [ -e "$t" ] || [ -h "$t" ] || continue;
     e=1;
+    turn || continue;
     if [ "$2" != force ] && [ ! -h "$t" ] && alive "$t"; then
       tell live "$t";
     elif [ "$2" = look ]; then
@@ -261,9 +276,9 @@ sweep() {
   if [ "$2" = look ]; then
     case $e$1 in
       (1*|/dev/shm/broker-*|/tmp/broker-*) true;;
-      (*) tell dead "$1";;
+      (*) turn && tell dead "$1";;
     esac;
-  else
+  elif [ -n "$e" ] || turn; then
     rmdir "$1" && [ -z "$e" ] && tell gone "$1";
   fi;
 };
@@ -288,7 +303,7 @@ sweep_all() {
     [ -d "$d" ] || continue;
     case $1$d in
       (force*|*"/broker-$U-$s-"*) sweep "$d" "$1";;
-      (*) tell elsewhere "$d";;
+      (*) turn && tell elsewhere "$d";;
     esac;
   done;
   set -f;
@@ -530,9 +545,12 @@ while IFS= read -r l; do
         say no sockets;
       fi;;
     (clean)
+      c=$4;
+      m=$5;
+      j=;
       sweep_all "$3";
       [ "$3" = look ] || { meant config && litter; };
-      say ok;;
+      say ok "$j";;
     (peek)
       if ! meant "$3"; then
         say no read;

@@ -2,6 +2,8 @@
 //!
 //! Does not own our block in the host's `~/.aws/config`.
 
+use std::collections::HashSet;
+
 use super::helper::{Error, Helper};
 use crate::printable::one_line;
 
@@ -47,17 +49,32 @@ pub(crate) async fn sweep(helper: &Helper, sweep: Sweep) -> Result<Vec<Leftover>
         Sweep::Dead => "dead",
         Sweep::Force => "force",
     };
-    let answer = helper.run(format!("clean {how}"), None).await?;
     let mut found: Vec<Leftover> = Vec::new();
-    for row in &answer.rows {
-        let leftover = parse(row).ok_or(Error::Garbled { what: "an odd leftover" })?;
-        // $XDG_RUNTIME_DIR and /run/user/UID are usually one place.
-        if !found.contains(&leftover) {
-            found.push(leftover);
+    let mut known = HashSet::new();
+    // How many of those that were told of are still there, before the next ones.
+    let mut stayed = 0;
+    for _ in 0..MOST_PAGES {
+        let answer = helper.run(format!("clean {how} {stayed} {PAGE}"), None).await?;
+        for row in &answer.rows {
+            let leftover = parse(row).ok_or(Error::Garbled { what: "an odd leftover" })?;
+            stayed += usize::from(leftover.state != State::Removed);
+            // $XDG_RUNTIME_DIR and /run/user/UID are usually one place.
+            if known.insert(row.clone()) {
+                found.push(leftover);
+            }
+        }
+        if answer.verdict.as_deref() != Ok("more") || answer.rows.is_empty() {
+            break;
         }
     }
     Ok(found)
 }
+
+/// How many the helper looks at for one answer, which holds 64 KB and takes less than 30 s: paths of some 200 bytes.
+const PAGE: usize = 256;
+
+/// More than a host that makes them up gets us to remember. What is left is the next sweep's.
+const MOST_PAGES: usize = 64;
 
 fn parse(row: &str) -> Option<Leftover> {
     let (state, path) = row.split_once(' ')?;

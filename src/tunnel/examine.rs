@@ -331,7 +331,17 @@ impl Visit {
             State::Live => checks.push(Check::ok(NAME, format!("{what} is in use by a running broker"))),
         }
         };
-        for leftover in &found {
+        let (dead, others): (Vec<_>, Vec<_>) =
+            found.iter().partition(|leftover| leftover.state == State::Dead);
+        let named = if dead.len() > MOST_NAMED { 1 } else { dead.len() };
+        let more = match dead.len() - named {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        for leftover in dead.iter().take(named) {
+            look(format!("`{}`{more}", leftover.path), leftover.state);
+        }
+        for leftover in others {
             look(format!("`{}`", leftover.path), leftover.state);
         }
         match self.sweep_profiles(&found, Sweep::Look).await {
@@ -349,3 +359,6 @@ impl Visit {
         checks
     }
 }
+
+/// One line each is for a few leftovers; more have one cause and one remedy.
+const MOST_NAMED: usize = 8;

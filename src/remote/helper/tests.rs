@@ -18,6 +18,7 @@ use tokio::{
 
 use super::*;
 
+mod crowd;
 mod linger;
 
 use crate::remote::{
