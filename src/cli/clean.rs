@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc};
 
 use clap::Args;
-use clap_complete::ArgValueCandidates;
+use clap_complete::ArgValueCompleter;
 
 use super::{
     Output, completions,
@@ -30,7 +30,7 @@ use crate::{
 #[command(after_help = "Examples:\n  broker clean bastion\n  broker clean ada@bastion --force")]
 pub(super) struct Arguments {
     /// The host: [USER@]HOST[:PORT], ssh://[USER@]HOST[:PORT], or an alias from ssh_config
-    #[arg(value_name = "[USER@]HOST[:PORT]", add = ArgValueCandidates::new(completions::hosts))]
+    #[arg(value_name = "[USER@]HOST[:PORT]", add = ArgValueCompleter::new(completions::hosts))]
     host: String,
 
     /// Remove what running brokers use as well, also on other hosts that share the home directory

@@ -3,7 +3,12 @@
 //! The script that is printed asks this program, at every Tab, what may come next, so that it knows the tunnels that run,
 //! the aliases of ssh_config and the profiles as they are then.
 
-use std::{ffi::OsString, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeSet,
+    ffi::{OsStr, OsString},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, CommandFactory as _, ValueEnum};
 use clap_complete::{
@@ -83,23 +88,38 @@ pub(super) fn answer(arguments: &[OsString]) -> Option<ExitCode> {
     }
 }
 
-/// Returns the hosts that somebody may connect to.
-pub(super) fn hosts() -> Vec<CompletionCandidate> {
-    let Ok(environment) = Environment::capture() else { return Vec::new() };
+/// Returns the hosts that somebody may connect to, as the word that was begun names them: `USER@HOST`, too.
+pub(super) fn hosts(word: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(word) = word.to_str() else { return Vec::new() };
+    let user = word.rsplit_once('@').map_or("", |(user, _)| user);
+    let user = if user.is_empty() { String::new() } else { format!("{user}@") };
+    let fits = |host: &String| host.starts_with(word);
+    known_hosts()
+        .into_iter()
+        .map(|host| format!("{user}{host}"))
+        .filter(fits)
+        .map(CompletionCandidate::new)
+        .collect()
+}
+
+fn known_hosts() -> BTreeSet<String> {
+    let Ok(environment) = Environment::capture() else { return BTreeSet::new() };
     let mut hosts = aliases(&environment.home);
     hosts.extend(running(&environment));
     // A mistake in the file is told by whoever needs it.
     let file = File::load(&environment).unwrap_or_default();
     hosts.extend(file.named_hosts().map(str::to_owned));
-    hosts.into_iter().map(CompletionCandidate::new).collect()
+    hosts
 }
 
 /// Returns the same, and the lists of them.
-pub(super) fn hosts_and_lists() -> Vec<CompletionCandidate> {
-    let mut candidates = hosts();
+pub(super) fn hosts_and_lists(word: &OsStr) -> Vec<CompletionCandidate> {
+    let mut candidates = hosts(word);
     let Ok(environment) = Environment::capture() else { return candidates };
     let file = File::load(&environment).unwrap_or_default();
-    candidates.extend(file.lists().map(|list| CompletionCandidate::new(format!("@{list}"))));
+    let lists = file.lists().map(|list| format!("@{list}"));
+    let fits = |list: &String| word.to_str().is_some_and(|word| list.starts_with(word));
+    candidates.extend(lists.filter(fits).map(CompletionCandidate::new));
     candidates
 }
 

@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{ArgGroup, Args, ValueEnum};
-use clap_complete::ArgValueCandidates;
+use clap_complete::ArgValueCompleter;
 use tokio::{
     sync::{Semaphore, oneshot},
     task::JoinSet,
@@ -58,7 +58,7 @@ To undo: leave the shell, or end broker. Nothing stays on the host, but for what
 pub(super) struct Arguments {
     /// The host, also as a URL (ssh://…), or an alias from ssh_config; several with -N, -f or a command. @LIST is all of a
     /// list in ~/.config/broker/config.toml
-    #[arg(value_name = "[USER@]HOST[:PORT]", required = true, num_args = 1.., add = ArgValueCandidates::new(completions::hosts_and_lists))]
+    #[arg(value_name = "[USER@]HOST[:PORT]", required = true, num_args = 1.., add = ArgValueCompleter::new(completions::hosts_and_lists))]
     hosts: Vec<String>,
 
     /// A command for the login shell of the host, as with ssh

@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc};
 
 use clap::Args;
-use clap_complete::ArgValueCandidates;
+use clap_complete::ArgValueCompleter;
 use serde_json::json;
 
 use super::{
@@ -34,7 +34,7 @@ use crate::{
 )]
 pub(super) struct Arguments {
     /// The host to look at: [USER@]HOST[:PORT], ssh://[USER@]HOST[:PORT], or an alias from ssh_config
-    #[arg(value_name = "[USER@]HOST[:PORT]", add = ArgValueCandidates::new(completions::hosts))]
+    #[arg(value_name = "[USER@]HOST[:PORT]", add = ArgValueCompleter::new(completions::hosts))]
     host: Option<String>,
 
     /// Print one JSON object per check

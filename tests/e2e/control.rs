@@ -589,6 +589,7 @@ fn shells_complete_commands_hosts_and_profiles() {
         ("broker connect b", &[BASTION], "dev"),
         ("broker connect @", &["@web"], BASTION),
         ("broker connect we", &["web9"], BASTION),
+        ("broker connect ada@we", &["ada@web9"], "@web"),
         ("broker man re", &["refresh", "revoke"], BASTION),
         ("broker connect bastion -p ", &["dev", "audit"], BASTION),
         ("broker env bastion --print-env po", &["powershell"], "sh"),
@@ -613,6 +614,22 @@ fn shells_complete_commands_hosts_and_profiles() {
     let zsh =
         "autoload -Uz compinit && compinit -D && source <(broker completions zsh) && print $_comps[broker]";
     assert_eq!(complete(&mut world, "zsh", zsh).len(), 1);
+    // And as a person has it, with all that a shell does to a line: `@` parts words in bash.
+    for (shell, set_up) in [
+        (&["bash", "--norc", "-i"][..], "source <(broker completions bash)"),
+        (&["zsh", "-f", "-i"], "autoload -Uz compinit; compinit -D -u; source <(broker completions zsh)"),
+        (&["fish", "--no-config", "-i"], "broker completions fish | source"),
+    ] {
+        let mut command = world.laptop.command(shell[0]);
+        command.args(&shell[1..]).env("PATH", format!("{directory}:/usr/bin:/bin")).env("TERM", "xterm");
+        let mut terminal = world.laptop.terminal(command, 40, 200);
+        terminal.send(format!("{set_up}; echo is''-set-up\r"));
+        terminal.wait_for_text("is-set-up", PATIENCE);
+        terminal.send("broker connect @w\t-p nobody -N\r");
+        terminal.wait_for_text("`nobody`", PATIENCE);
+        terminal.send("exit\r");
+        let _status = terminal.wait(PATIENCE);
+    }
     assert_eq!(tunnel.stop(&mut world).code, Some(130));
     world.assert_clean();
 }
