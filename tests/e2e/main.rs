@@ -53,6 +53,7 @@ mod returns;
 mod rudeness;
 mod sdks;
 mod security_keys;
+mod services;
 mod sftp;
 mod shells;
 mod sign_ins;
