@@ -200,6 +200,35 @@ fn row_6_after_a_sleep_a_living_link_goes_on() {
     assert_stops_clean(&mut world, tunnel);
 }
 
+/// Has packets to the host leave from this address of ours, as on another network.
+fn leave_from(address: &str) {
+    let mut route = Command::new("ip");
+    route.args(["route", "replace", "local", "127.0.0.1", "dev", "lo", "src", address, "table", "local"]);
+    assert!(route.status().unwrap().success());
+}
+
+#[test]
+fn another_address_of_ours_has_a_dead_link_noticed_and_a_living_one_kept() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    // With the keepalives of every day, which would take 45 s.
+    let mut tunnel = world.tunnel(&["-p", "dev"]);
+    let token = tunnel.token();
+    leave_from("127.0.0.2");
+    let lost = || tunnel.process.text(Stream::Stderr).contains("connecting again");
+    assert!(!within(Duration::from_secs(6), lost), "{}", tunnel.process.text(Stream::Stderr));
+    let broken = cut_network(&world);
+    leave_from("127.0.0.1");
+    let said = tunnel.wait_until_lost(Duration::from_millis(5500));
+    assert!(said.contains("did not answer"), "{said}");
+    let _healed = broken.heal();
+    tunnel.wait_until_back(Duration::from_secs(10));
+    assert_serves_as_before(&mut world, &tunnel, &token);
+    assert_stops_clean(&mut world, tunnel);
+}
+
 #[test]
 fn row_7_a_clock_that_jumps_has_a_dead_link_noticed_and_a_living_one_kept() {
     if sandbox::isolated!() {
