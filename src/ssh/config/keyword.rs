@@ -45,7 +45,6 @@ pub(super) enum Syntax {
     Family,
     Time,
     Count,
-    Positive,
     Canonicalize,
     Tty,
     Escape,
@@ -90,7 +89,6 @@ impl Syntax {
             Self::Pubkey => pubkey(arg).is_some(),
             Self::Count => count(arg).is_some(),
             Self::Canonicalize => flag(arg).is_some() || arg.eq_ignore_ascii_case("always"),
-            Self::Positive => count(arg).is_some_and(|count| count > 0),
             Self::Agent => match arg.strip_prefix('$') {
                 Some(name) if !name.starts_with('{') => {
                     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
@@ -248,7 +246,7 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "setenv" => Value("setenv", Syntax::Variables),
         "sendenv" => Keyword::SendEnv,
         "tag" => Value("tag", Syntax::Text),
-        "connectionattempts" => Value("connectionattempts", Syntax::Positive),
+        "connectionattempts" => Value("connectionattempts", Syntax::Count),
         "tcpkeepalive" | "keepalive" => Value("tcpkeepalive", Syntax::Flag),
         "proxyusefdpass" => Value("proxyusefdpass", Syntax::Flag),
 

@@ -279,7 +279,11 @@ impl Resolver<'_> {
         self.refuse_loop(&here)?;
         let way = self.way(here)?;
         let connection_attempts = match self.setting("connectionattempts") {
-            Some(setting) => keyword::count(setting.value()).ok_or_else(|| not_a_value(setting))?,
+            // Only one that counts is refused, as by OpenSSH.
+            Some(setting) => keyword::count(setting.value()).filter(|count| *count > 0).ok_or_else(|| {
+                let why = format!("`connectionattempts`: `{}` is no value that it can have", setting.value());
+                Error::bad(&setting.place, why)
+            })?,
             None => 1,
         };
         let target = Target {

@@ -535,3 +535,11 @@ proptest! {
         drop(home.resolve("h"));
     }
 }
+
+#[test]
+fn no_attempts_are_refused_only_where_they_would_count() {
+    assert_eq!(Home::new("ConnectionAttempts 2\nConnectionAttempts 0\n").target("h").connection_attempts, 2);
+    assert_eq!(Home::new("Host other\n ConnectionAttempts 0\n").target("h").connection_attempts, 1);
+    let told = "/.ssh/config:1: `connectionattempts`: `0` is no value that it can have";
+    assert_eq!(Home::new("ConnectionAttempts 0\n").error("h"), told);
+}
