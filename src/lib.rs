@@ -66,7 +66,8 @@
 //!   list can hold one.
 //! * Whatever waits for a network, a person or a child has a deadline, and whatever runs has an owner who joins it:
 //!   no task is detached, and a panic comes up where the task was started. russh's own loop is the exception; it
-//!   ends with its transport, which dropping a session kills.
+//!   ends with its transport, which dropping a session kills. Threads in libraries that may block for ever (keyring,
+//!   Kerberos) are left behind when they are late; they hold nothing that anybody waits for.
 //! * A host, a server and a neighbour on the host are hostile until shown otherwise: their bytes are counted, their
 //!   text passes [`printable`] before anybody sees it, and every channel is emptied whether or not anybody reads it.
 //! * There is one thread for all of it; what blocks goes elsewhere.

@@ -63,6 +63,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("aws_smithy_http_client", &["aws"], "AWS's types stay behind our own"),
     ("aws_smithy_runtime_api", &["aws"], "AWS's types stay behind our own"),
     ("aws_smithy_types", &["aws"], "AWS's types stay behind our own"),
+    ("libgssapi", &["ssh"], "tickets are for logging in to hosts"),
     ("dbus_secret_service", &["aws"], "only SSO tokens go into a keyring"),
     ("hyper", &["serve", "aws/login"], "only the credential endpoint and the login callback speak HTTP"),
     ("hyper_util", &["serve", "aws/login"], "only the credential endpoint and the login callback speak HTTP"),

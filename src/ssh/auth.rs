@@ -1,9 +1,10 @@
 //! Logging in, in the order and with the questions that OpenSSH users know.
 //!
-//! none (to learn what the server takes) → public keys, those of the agent first → keyboard-interactive →
-//! password. The two last need a person. A server may want several of them: after each partial success the rest
+//! none (to learn what the server takes) → a Kerberos ticket → public keys, those of the agent first →
+//! keyboard-interactive → password. The two last need a person. A server may want several of them: after each partial success the rest
 //! is tried on the same connection. What was tried, and what the server said at the end, makes one error.
 
+mod gssapi;
 mod keys;
 mod questions;
 mod refused;
@@ -124,10 +125,11 @@ impl Login<'_> {
             taken
         });
         // After a partial success the next method is looked for from the start; what was used up stays so.
-        let (mut asked, mut typed) = (0, 0);
+        let (mut asked, mut typed, mut ticket) = (0, 0, false);
         let prompts = self.target.authentication.prompts;
         loop {
             let next = self.target.authentication.methods.iter().copied().find(|method| match method {
+                Method::Gssapi => self.offers(MethodKind::GssapiWithMic) && !ticket,
                 Method::PublicKey => {
                     self.offers(MethodKind::PublicKey) && !keys.is_empty() && self.may_try_key()
                 }
@@ -137,11 +139,17 @@ impl Login<'_> {
                 Method::Password => self.may_ask(MethodKind::Password) && typed < prompts,
             });
             let Some(next) = next else { break };
-            if next != Method::PublicKey && !self.shared.may_hear_secrets() {
+            let secret = matches!(next, Method::KeyboardInteractive | Method::Password);
+            if secret && !self.shared.may_hear_secrets() {
                 self.unheard = true;
                 break;
             }
             let step = match next {
+                // It proves who we are and, to us, that this is the host: it is no secret, whoever hears it.
+                Method::Gssapi => {
+                    ticket = true;
+                    self.gssapi().await?
+                }
                 Method::PublicKey => {
                     let key = keys.remove(0);
                     let touched = key.is_security_key();

@@ -8,7 +8,8 @@ use crate::ssh::{
 };
 
 fn with_methods(methods: &[Method], prompts: usize) -> Target {
-    Target { authentication: Authentication { methods: methods.to_vec(), prompts }, ..target() }
+    let methods = methods.to_vec();
+    Target { authentication: Authentication { methods, prompts, ..Authentication::default() }, ..target() }
 }
 
 #[tokio::test]

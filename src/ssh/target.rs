@@ -163,11 +163,23 @@ pub(crate) struct Authentication {
     pub(crate) methods: Vec<Method>,
     /// `NumberOfPasswordPrompts`: how often a person may mistype.
     pub(crate) prompts: usize,
+    pub(crate) tickets: Tickets,
+}
+
+/// What happens with a Kerberos ticket.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Tickets {
+    /// `GSSAPIDelegateCredentials`: the host gets one with which it can act for us.
+    pub(crate) delegate: bool,
+    /// Whether the user asked for `GSSAPIAuthentication`: where only the system's configuration did, one that does not
+    /// fit is not worth a word.
+    pub(crate) by_user: bool,
 }
 
 /// A method that we have.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Method {
+    Gssapi,
     PublicKey,
     KeyboardInteractive,
     Password,
@@ -175,7 +187,8 @@ pub(crate) enum Method {
 
 impl Default for Authentication {
     fn default() -> Self {
-        Self { methods: vec![Method::PublicKey, Method::KeyboardInteractive, Method::Password], prompts: 3 }
+        let methods = vec![Method::PublicKey, Method::KeyboardInteractive, Method::Password];
+        Self { methods, prompts: 3, tickets: Tickets::default() }
     }
 }
 

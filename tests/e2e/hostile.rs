@@ -96,7 +96,7 @@ pub(crate) fn bounded(command: &Command) -> Command {
 }
 
 /// As `laptop.run`, but as the laptop's user: [`bounded`] does not keep that.
-fn run(laptop: &Home, command: Command) -> (Output, Duration) {
+pub(crate) fn run(laptop: &Home, command: Command) -> (Output, Duration) {
     use std::os::unix::process::CommandExt as _;
     let mut command = command;
     let user = laptop.user();

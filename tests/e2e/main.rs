@@ -25,6 +25,8 @@ mod control;
 mod events;
 mod faults;
 mod fetchers;
+#[cfg(feature = "gssapi")]
+mod gssapi;
 mod host_certificates;
 mod host_files;
 mod hostile;

@@ -144,3 +144,24 @@ fn what_is_not_done_is_named_once() {
     }
     world.assert_clean();
 }
+
+#[cfg(not(feature = "gssapi"))]
+#[test]
+fn a_ticket_that_would_open_the_door_is_missed_when_nothing_else_does() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::with(sandbox::sshd::SshdOptions::default().config("GSSAPIAuthentication yes"));
+    let text = "this broker was built without it";
+    let wanted = ["-o", "GSSAPIAuthentication=yes"];
+    let output = there(&mut world, &wanted, "true").success();
+    assert_eq!(output.stderr().matches(text).count(), 1, "{output}");
+    let nothing = ["-o", "PubkeyAuthentication=no", "-F", "none", "-o", "HostName=127.0.0.1", "-o"];
+    let port = format!("Port={}", world.sshd.port());
+    let accepted = ["-o", "StrictHostKeyChecking=accept-new"];
+    let output = there(&mut world, &[&nothing[..], &[&port], &accepted, &wanted].concat(), "true");
+    assert_eq!(output.code, Some(255), "{output}");
+    let words = "tried gssapi-with-mic not (this broker was built without it, `--features gssapi`)";
+    assert!(output.stderr().contains(words), "{output}");
+    world.assert_clean();
+}

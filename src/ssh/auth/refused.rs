@@ -58,6 +58,17 @@ impl Refused {
             );
         }
         let takes = |method| self.offered.contains(&method);
+        if let Some(principal) = self.tried.iter().find_map(|tried| tried.strip_prefix("gssapi-with-mic as "))
+        {
+            return Some(format!("may {principal} log in as `{}` there (`~/.k5login`)?", self.user));
+        }
+        if self.tried.is_empty() && self.offered == ["gssapi-with-mic"] {
+            let build =
+                if cfg!(feature = "gssapi") { "" } else { " and a broker built with `--features gssapi`" };
+            return Some(format!(
+                "it takes Kerberos tickets alone: `kinit`, and `-o GSSAPIAuthentication=yes`{build}"
+            ));
+        }
         if takes("publickey") && !self.tried.iter().any(|tried| tried.starts_with("key")) {
             return Some("name a key with `-i FILE`, or add one to the agent with `ssh-add FILE`".into());
         }

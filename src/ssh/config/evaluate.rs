@@ -370,11 +370,7 @@ impl Evaluator<'_> {
             Keyword::Ignored(ignored) => {
                 if ignored.accumulates {
                     let told = self.ignored.iter().any(|(name, _)| *name == ignored.name);
-                    if active
-                        && !told
-                        && (ignored.missed)(&line.args)
-                        && (by_user || !ignored.usual_in_system)
-                    {
+                    if active && !told && (ignored.missed)(&line.args) {
                         self.ignored.push((ignored.name, setting()));
                     }
                     if active
@@ -405,7 +401,6 @@ impl Evaluator<'_> {
         for (key, setting) in &self.first {
             if let Some(Keyword::Ignored(ignored)) = keyword::lookup(&key.to_ascii_lowercase())
                 && (ignored.missed)(&setting.args)
-                && (setting.by_user || !ignored.usual_in_system)
             {
                 told.push((ignored.name, setting.clone()));
             }

@@ -31,8 +31,6 @@ pub(super) struct Ignored {
     pub(super) missed: fn(&[String]) -> bool,
     /// Whether later lines add to earlier ones, rather than the first one winning.
     pub(super) accumulates: bool,
-    /// Distributions set it for everybody: not worth a word at every start when it is the system's file that does.
-    pub(super) usual_in_system: bool,
 }
 
 /// What the arguments of a keyword must look like.
@@ -220,6 +218,8 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "batchmode" => Value("batchmode", Syntax::Flag),
         "pubkeyauthentication" | "dsaauthentication" => Value("pubkeyauthentication", Syntax::Pubkey),
         "passwordauthentication" => Value("passwordauthentication", Syntax::Flag),
+        "gssapiauthentication" => Value("gssapiauthentication", Syntax::Flag),
+        "gssapidelegatecredentials" => Value("gssapidelegatecredentials", Syntax::Flag),
         "kbdinteractiveauthentication"
         | "challengeresponseauthentication"
         | "skeyauthentication"
@@ -272,7 +272,6 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "pkcs11provider" | "smartcarddevice" => ignored("PKCS11Provider", on, false),
         "securitykeyprovider" => ignored("SecurityKeyProvider", |args| !is(args, "internal"), false),
         "hostbasedauthentication" => ignored("HostbasedAuthentication", on, false),
-        "gssapiauthentication" => usual("GSSAPIAuthentication", on, false),
         // How we get there.
         "checkhostip" => ignored("CheckHostIP", on, false),
         "canonicalizepermittedcnames" => ignored("CanonicalizePermittedCNAMEs", on, false),
@@ -293,7 +292,6 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         | "forwardx11timeout"
         | "forwardx11trusted"
         | "gatewayports"
-        | "gssapidelegatecredentials"
         | "hostbasedacceptedalgorithms"
         | "hostbasedkeytypes"
         | "ipqos"
@@ -345,11 +343,7 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
 }
 
 const fn ignored(name: &'static str, missed: fn(&[String]) -> bool, accumulates: bool) -> Keyword {
-    Keyword::Ignored(Ignored { name, missed, accumulates, usual_in_system: false })
-}
-
-const fn usual(name: &'static str, missed: fn(&[String]) -> bool, accumulates: bool) -> Keyword {
-    Keyword::Ignored(Ignored { name, missed, accumulates, usual_in_system: true })
+    Keyword::Ignored(Ignored { name, missed, accumulates })
 }
 
 fn always(_: &[String]) -> bool {

@@ -356,6 +356,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("ForwardX11Timeout", &["60", "1h"]),
     ("GatewayPorts", FLAG),
     ("GSSAPIAuthentication", FLAG),
+    ("GSSAPIDelegateCredentials", FLAG),
     ("HostbasedAuthentication", FLAG),
     ("KbdInteractiveAuthentication", FLAG),
     ("ChallengeResponseAuthentication", FLAG),

@@ -345,12 +345,14 @@ fn what_will_be_missed_is_said_once_and_the_rest_is_silent() {
         "etc/ssh_config",
         "SendEnv LANG LC_* MINE\nGSSAPIAuthentication yes\nCiphers aes256-ctr\nHashKnownHosts yes\n",
     );
-    assert!(home.target("h").known_hosts.hash);
+    let target = home.target("h");
+    assert!(target.known_hosts.hash);
+    assert!(!target.authentication.tickets.by_user);
 }
 
 #[test]
 fn methods_are_those_that_are_preferred_and_not_forbidden() {
-    use Method::{KeyboardInteractive, Password, PublicKey};
+    use Method::{Gssapi, KeyboardInteractive, Password, PublicKey};
     for (config, methods, prompts) in [
         ("", &[PublicKey, KeyboardInteractive, Password][..], 3),
         ("NumberOfPasswordPrompts 1\nPasswordAuthentication no\n", &[PublicKey, KeyboardInteractive], 1),
@@ -358,12 +360,44 @@ fn methods_are_those_that_are_preferred_and_not_forbidden() {
         ("PubkeyAuthentication host-bound\n", &[PublicKey, KeyboardInteractive, Password], 3),
         ("PreferredAuthentications password,gssapi-with-mic,publickey,password\n", &[Password, PublicKey], 3),
         ("PreferredAuthentications password,publickey\nPasswordAuthentication no\n", &[PublicKey], 3),
+        (
+            "PreferredAuthentications password,gssapi-with-mic\nIgnoreUnknown GSSAPIAuth*\nGSSAPIAuthentication YES\n",
+            &[Password, Gssapi],
+            3,
+        ),
+        (
+            "GSSAPIAuthentication no\nGSSAPIAuthentication yes\nKbdInteractiveAuthentication no\n",
+            &[PublicKey, Password],
+            3,
+        ),
         ("PreferredAuthentications hostbased\nNumberOfPasswordPrompts 0\n", &[], 0),
     ] {
-        let authentication = Home::new(config).target("h").authentication;
+        let authentication = Home::new(config).resolve("h").unwrap().0.authentication;
         assert_eq!((&authentication.methods[..], authentication.prompts), (methods, prompts), "{config}");
     }
-    assert!(Home::new("PubkeyAuthentication maybe\n").error("h").starts_with("/.ssh/config:1: "));
+    for flag in ["PubkeyAuthentication", "GSSAPIAuthentication", "GSSAPIDelegateCredentials"] {
+        assert!(Home::new(&format!("{flag} maybe\n")).error("h").starts_with("/.ssh/config:1: "), "{flag}");
+    }
+}
+
+#[test]
+fn tickets_are_for_who_asks_for_them() {
+    use crate::ssh::target::Tickets;
+    let tickets = |config: &str, system: &str| {
+        let home = Home::new(config);
+        home.file("etc/ssh_config", system);
+        let target = home.resolve("h").unwrap().0;
+        assert!(target.authentication.methods.starts_with(&[Method::Gssapi]), "{config}");
+        (target.authentication.tickets, home.warnings("h"))
+    };
+    let system = tickets("", "GSSAPIAuthentication yes\nGSSAPIDelegateCredentials yes\n");
+    assert_eq!(system, (Tickets { delegate: true, by_user: false }, vec![]));
+    let own = tickets("GSSAPIAuthentication yes\n", "GSSAPIAuthentication no\n");
+    assert_eq!(own.0, Tickets { delegate: false, by_user: true });
+    let told = [
+        "/.ssh/config:1: `GSSAPIAuthentication` is ignored: this broker was built without it (`--features gssapi`)",
+    ];
+    assert_eq!(own.1, if cfg!(feature = "gssapi") { &[][..] } else { &told[..] });
 }
 
 #[test]
