@@ -306,6 +306,8 @@ impl Tunnel {
     }
 
     fn tell_back(&self, began: Instant, attempts: u32) {
+        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        tracing::debug!(tasks, "back in service");
         let Ways { port, socket, file } = self.memory.ways.clone();
         self.inputs.observe(Event::Back {
             host: self.inputs.host(),

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sandbox::home::Stream;
+
 use super::{assert_stops_clean, long};
 use crate::support::{ACCOUNT, PATIENCE, REGION, Tunnel, World, eventually};
 
@@ -61,7 +63,8 @@ fn row_45_a_day_of_renewals_and_cuts_leaves_nothing_behind() {
     world.aws.seed_home(world.laptop.path(), "corp", &profiles, REGION);
     world.aws.seed_token(world.laptop.path(), "corp");
     world.own_aws_files();
-    let arguments: Vec<&str> = roles.iter().flat_map(|role| ["-p", role]).collect();
+    let mut arguments: Vec<&str> = roles.iter().flat_map(|role| ["-p", role]).collect();
+    arguments.push("-vv");
     let mut tunnel = world.tunnel(&arguments);
     let (user, token) = (world.sshd.user().clone(), tunnel.token());
     let day = Duration::from_secs(if long() { 24 * 60 } else { 58 });
@@ -89,12 +92,13 @@ fn row_45_a_day_of_renewals_and_cuts_leaves_nothing_behind() {
         std::thread::sleep(Duration::from_millis(50));
     }
     let (first, last) = (first.unwrap(), highest.unwrap());
+    let tasks = tasks(&tunnel);
     let calls = world.aws.calls();
     let count = |name: &str| calls.iter().filter(|call| call.starts_with(name)).count();
     let (renewed, signed_in) = (count("GetRoleCredentials"), count("CreateToken(refresh_token)"));
     let said = format!(
         "{requests} requests, {renewed} role credentials, {signed_in} sign-ins renewed, {cuts} cuts; memory {} KiB and then {}, \
-         threads {} and {}, descriptors {} and {}",
+         threads {} and {}, descriptors {} and {}, tasks {tasks:?}",
         first.resident_kib,
         last.resident_kib,
         first.threads,
@@ -105,12 +109,24 @@ fn row_45_a_day_of_renewals_and_cuts_leaves_nothing_behind() {
     super::seen(45, &said);
     assert!(renewed >= 36 && signed_in >= 4 && cuts >= 5, "{renewed}, {signed_in}, {cuts}");
     assert!(last.resident_kib < first.resident_kib + 1024, "{first:?}, at last {last:?}");
+    assert_eq!(tasks.len(), cuts as usize);
+    // One that every cut left would make three. A renewal may be under way while they are counted.
+    let (early, late) = (tasks[..2].iter().max().unwrap(), tasks[tasks.len() - 2..].iter().min().unwrap());
+    assert!(*late <= early + 1, "{tasks:?}");
     assert!(last.threads <= first.threads.max(3), "{first:?}, at last {last:?}");
     eventually("no descriptor is left open", PATIENCE, || match Vitals::of(&tunnel).descriptors {
         now if now <= first.descriptors => Ok(()),
         now => Err(format!("{now}, at first {first:?}")),
     });
     assert_stops_clean(&mut world, tunnel);
+}
+
+/// How many tasks there were after each cut.
+fn tasks(tunnel: &Tunnel) -> Vec<usize> {
+    let said = tunnel.process.text(Stream::Stderr);
+    let told = said.lines().filter(|line| line.contains("back in service"));
+    told.map(|line| line.split("tasks=").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap())
+        .collect()
 }
 
 /// The time as an expiry is written.
