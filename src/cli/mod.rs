@@ -229,7 +229,9 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     }
     harden();
-    if let Err(failure) = room_for_files() {
+    // What the others do takes less, and can be aborted without harm.
+    let connects = matches!(cli.command, Command::Connect(_));
+    if let Err(failure) = room_for_files().and_then(|()| if connects { room_in_memory() } else { Ok(()) }) {
         Terminal::new(style(&cli.output, Some(&environment)), Clock::system()).failure(&failure, remote);
         return failure.exit_code(remote);
     }
@@ -416,6 +418,26 @@ fn room_enough(allowed: u64) -> Result<(), Failure> {
     }
     let what = format!("a process may have {allowed} open files here, and broker needs {OPEN_FILES}");
     Err(Failure::new(Kind::Failed, what).with_hint(Some(format!("`ulimit -n {OPEN_FILES}`, or more"))))
+}
+
+/// Addresses that one tunnel and the threads for what blocks take beside the program, in MiB: more than was ever seen. The
+/// process is aborted where there are none left, in the middle of whatever it does.
+const MEMORY: u64 = 24;
+
+/// An error where the process may not grow (`ulimit -v`).
+fn room_in_memory() -> Result<(), Failure> {
+    use rustix::process::{Resource, getrlimit};
+    let Some(limit) = getrlimit(Resource::As).current else { return Ok(()) };
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let used = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB"));
+    // Where there is no /proc, at least for what comes on top of it.
+    let used: u64 = used.and_then(|used| used.parse().ok()).unwrap_or_default();
+    let (limit, needed) = (limit >> 10, used + (MEMORY << 10));
+    if limit >= needed {
+        return Ok(());
+    }
+    let what = format!("a process may have {limit} KiB of memory here, and broker needs {needed}");
+    Err(Failure::new(Kind::Failed, what).with_hint(Some(format!("`ulimit -v {needed}`, or more"))))
 }
 
 /// A signal that ends us.

@@ -80,6 +80,29 @@ fn with_few_descriptors_it_works_or_says_that_there_are_too_few() {
 }
 
 #[test]
+fn with_little_memory_it_works_or_says_that_there_is_too_little() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let (mut refused, mut worked) = (0, 0);
+    for mib in (24..=112).step_by(8) {
+        let limit = format!("ulimit -v $(({mib} * 1024));");
+        let output = limited(&mut world, &limit, &["-p", "dev", "--", "echo", "works"]);
+        match output.code {
+            Some(0) => worked += 1,
+            Some(255) => {
+                assert!(output.stderr().contains("of memory here"), "{mib}: {output}");
+                refused += 1;
+            }
+            // Too little to be loaded.
+            _ => assert_eq!((worked, refused, output.stdout().as_str()), (0, 0, ""), "{mib}: {output}"),
+        }
+    }
+    assert!(worked > 0 && refused > 0, "{worked} {refused}");
+}
+
+#[test]
 fn without_further_processes_it_works_or_says_so() {
     if sandbox::isolated!() {
         return;

@@ -119,6 +119,8 @@ fn row_45_a_day_of_renewals_and_cuts_leaves_nothing_behind() {
         now => Err(format!("{now}, at first {first:?}")),
     });
     assert_stops_clean(&mut world, tunnel);
+    let verify = world.broker(&["audit", "verify"]);
+    let _whole = world.run(verify).success();
 }
 
 /// How many tasks there were after each cut.
