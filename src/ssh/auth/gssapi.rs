@@ -44,7 +44,8 @@ mod exchange {
         ssh::transport::{Kill, Killed},
     };
 
-    /// Kerberos needs one token of the server; more than any mechanism does is an attack.
+    /// Kerberos needs one token of the server; more than any mechanism does is an attack. What arrives while one is looked at
+    /// waits in a queue of russh's, which has no end: that takes the library no time, as the KDC has been asked before.
     const MOST_TOKENS: usize = 8;
 
     /// A server says one or two things when it refuses; russh would listen for ever.
@@ -183,15 +184,6 @@ mod exchange {
         said: Option<String>,
     }
 
-    /// While it lives, nothing is read: russh would put whatever arrives meanwhile into a queue without an end.
-    struct Held<'a>(&'a Kill);
-
-    impl Drop for Held<'_> {
-        fn drop(&mut self) {
-            self.0.hold(false);
-        }
-    }
-
     impl Exchange {
         async fn step(
             &mut self,
@@ -199,9 +191,6 @@ mod exchange {
             token: Option<Vec<u8>>,
             mic_data: Vec<u8>,
         ) -> Result<GssapiStep, Failure> {
-            self.kill.hold(true);
-            let kill = self.kill.clone();
-            let _held = Held(&kill);
             self.tokens += 1;
             let made = match (selected, token, self.first.take()) {
                 (Some(selected), None, Some(first)) if selected == context::KERBEROS => first,
