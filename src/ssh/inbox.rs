@@ -89,14 +89,35 @@ enum Waiter {
     Opener,
 }
 
-/// The file that output overflows into: `read..written` is waiting there, older than anything in memory.
+/// The files that output overflows into, oldest first; all that waits there is older than anything in memory.
 #[derive(Debug, Default)]
 pub(super) struct Overflow {
-    pub(super) file: Option<Arc<File>>,
+    pub(super) files: VecDeque<Kept>,
+    /// A batch is on its way into a file.
+    pub(super) busy: bool,
+}
+
+/// A file of which `read..written` is waiting.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) file: Arc<File>,
     pub(super) read: u64,
     pub(super) written: u64,
-    /// A batch is on its way into the file, or the file is being emptied.
-    pub(super) busy: bool,
+}
+
+impl Overflow {
+    /// Returns how much waits, in bytes.
+    pub(super) fn waiting(&self) -> u64 {
+        self.files.iter().map(|kept| kept.written - kept.read).sum()
+    }
+
+    /// Returns the file to read next; what was read of those before it is given back.
+    pub(super) fn oldest(&mut self) -> Option<&Kept> {
+        while self.files.len() > 1 && self.files.front().is_some_and(|kept| kept.read == kept.written) {
+            self.files.pop_front();
+        }
+        self.files.front().filter(|kept| kept.read < kept.written)
+    }
 }
 
 #[derive(Debug)]

@@ -1,9 +1,11 @@
 //! A command or shell on the host: its streams, its signals, its end.
 //!
 //! Its output may be read by a person in a pager, or by nobody for an hour, and russh has no back-pressure per
-//! channel. So when more than [`IN_MEMORY`] waits, the whole connection is not read until a quick reader, a pipe or a
-//! disk, has taken it; it is no use to write to a file what is wanted in a moment. Where the reader is slow, the others
-//! on the connection do not wait for it: what it has left goes into a file that has no name, and comes back in order.
+//! channel: it opens the window again when data arrives, whoever has read it. So when more than [`IN_MEMORY`] waits, the
+//! whole connection is not read until a quick reader, a pipe or a disk, has taken it; it is no use to write to a file
+//! what is wanted in a moment. Where the reader is slow, the others on the connection do not wait for it: what it has left
+//! goes into files that have no name, and comes back in order. They do not grow for ever: when [`MUCH_IN_FILES`] waits
+//! there, the connection goes at the reader's pace, as a channel of `ssh` does, and whatever else it carries with it.
 
 use std::{
     collections::VecDeque, fs::File, future::poll_fn, io, os::unix::fs::FileExt as _, pin::pin, sync::Arc,
@@ -13,10 +15,10 @@ use std::{
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use russh::{ChannelWriteHalf, client::Msg};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
-    inbox::{Chunk, End, Exit, Inbox, Kind, Limit, Overflow, State},
+    inbox::{Chunk, End, Exit, Inbox, Kept, Kind, Limit, Overflow, State},
     pipe::{Writer, pipe},
     pump::{Finished, Outward, Pump, Step},
     transport::Kill,
@@ -29,6 +31,9 @@ const IN_MEMORY: usize = 1 << 20;
 const GRACE: Duration = Duration::from_millis(25);
 const QUICK: u64 = 512 << 10;
 
+/// How long a quick reader is waited for at once, which may have much to read in files.
+const QUICK_FOR: Duration = Duration::from_millis(250);
+
 /// How long the connection waits for the file, before memory has to hold what comes.
 const FILE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -38,8 +43,20 @@ const PIECE: usize = 256 << 10;
 /// What may wait in memory while the file is slow, in bytes. Beyond it the disk is broken, and the channel is cut.
 const MOST_IN_MEMORY: usize = 64 << 20;
 
-/// What may wait in the file, in bytes: hours of a terminal, a large tarball, but not the whole disk.
-const MOST_IN_FILE: u64 = 4 << 30;
+/// What may wait in files before the connection waits for the reader, in bytes: hours of a terminal, a large tarball,
+/// but not the whole disk.
+const MUCH_IN_FILES: u64 = if cfg!(test) { 8 << 20 } else { 4 << 30 };
+
+/// What is taken in one go while the connection waits for the reader, in bytes, and how often at least: the answers to
+/// keepalives come behind it, and even the least interval that they can have is as long.
+const SIP: usize = 64 << 10;
+const SIP_EVERY: Duration = Duration::from_secs(1);
+
+/// What may wait in files after all, in bytes: nobody has read anything for 18 hours.
+const MOST_IN_FILES: u64 = 2 * MUCH_IN_FILES;
+
+/// How long a file gets, in bytes. What was read of it is given back when all of it was read.
+const FILE: u64 = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 
 /// One read from the file. At least one record fits: a packet is at most 256 KiB, whatever a server claims.
 const READ_BACK: usize = 512 * 1024;
@@ -85,7 +102,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(super) fn new(channel: Outward, transport: Kill, keep: Keep, has_pty: bool) -> (Self, Pump) {
+    pub(super) fn new(
+        channel: Outward,
+        transport: Kill,
+        keep: Keep,
+        has_pty: bool,
+        behind: impl FnOnce() + Send + 'static,
+    ) -> (Self, Pump) {
         let step = if keep == Keep::All { Step::Large } else { Step::Small };
         let (stdin, outgoing) = pipe(step.write_ahead());
         let process = Self {
@@ -102,19 +125,33 @@ impl Process {
                     std::future::pending::<()>().await;
                 };
                 let mut sending = pin!(sending);
-                loop {
-                    tokio::select! {
-                        biased;
-                        end = inbox.ended() => break Finished::from(&end),
-                        () = unwanted(&inbox) => {
-                            // A process that nobody listens to any more gets the end of its input and some time.
-                            drop(Box::pin(channel.write.eof()).await);
-                            break channel.linger().await;
-                        }
-                        () = too_much(&inbox), if keep == Keep::All => relieve(&inbox, &transport).await,
-                        () = &mut sending => {}
+                let mut behind = Some(behind);
+                let relieving = async {
+                    loop {
+                        too_much(&inbox).await;
+                        relieve(&inbox, &transport, &mut behind).await;
                     }
+                };
+                let mut relieving = pin!(relieving);
+                let finished = tokio::select! {
+                    biased;
+                    end = inbox.ended() => Finished::from(&end),
+                    () = unwanted(&inbox) => {
+                        // A process that nobody listens to any more gets the end of its input and some time.
+                        drop(Box::pin(channel.write.eof()).await);
+                        channel.linger().await
+                    }
+                    // Beside each other: whoever writes here may read only when it has written.
+                    () = &mut relieving, if keep == Keep::All => Finished::Cut,
+                    () = &mut sending => Finished::Cut,
+                };
+                // What is on its way into a file gets there.
+                tokio::select! {
+                    biased;
+                    () = &mut relieving, if keep == Keep::All => {}
+                    () = kept(&inbox) => {}
                 }
+                finished
             };
             channel.finish(finished).await;
             finished
@@ -184,7 +221,9 @@ impl Events {
                     match read.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())) {
                         Ok((chunks, upto)) => {
                             let mut state = self.inbox.state();
-                            state.overflow.read = upto;
+                            if let Some(oldest) = state.overflow.files.front_mut() {
+                                oldest.read = upto;
+                            }
                             state.took(chunks.iter().map(|chunk: &Chunk| chunk.bytes.len()).sum());
                             drop(state);
                             self.returned = chunks;
@@ -216,13 +255,10 @@ impl From<Chunk> for Event {
 
 /// Takes the oldest there is: what lies in the file, then what is on its way there, then what is in memory.
 fn next(state: &mut State) -> Option<Next> {
-    let Overflow { file, read, written, busy } = &state.overflow;
-    if let Some(file) = file
-        && read < written
-    {
+    if let Some(Kept { file, read, written }) = state.overflow.oldest() {
         return Some(Next::InFile { file: Arc::clone(file), from: *read, to: *written });
     }
-    if *busy {
+    if state.overflow.busy {
         return None;
     }
     match state.pop() {
@@ -251,8 +287,8 @@ fn with_more(first: Chunk, state: &mut State) -> Chunk {
 /// What leaves memory in one piece.
 struct Batch {
     chunks: VecDeque<Chunk>,
-    file: Option<Arc<File>>,
-    at: u64,
+    /// The file behind whose bytes it goes, and how many they are; a new one otherwise.
+    behind: Option<(Arc<File>, u64)>,
 }
 
 /// While it lives, nothing of the connection is read.
@@ -273,15 +309,29 @@ impl Drop for Held<'_> {
 
 /// Waits until too much is in memory.
 async fn too_much(inbox: &Inbox) {
-    inbox.pump_waits(|state| (state.waiting > IN_MEMORY).then_some(())).await;
+    let too_much = |state: &mut State| {
+        let most = if state.overflow.waiting() >= MUCH_IN_FILES { SIP } else { IN_MEMORY };
+        (state.waiting > most && !is_over(state)).then_some(())
+    };
+    inbox.pump_waits(too_much).await;
 }
 
-/// Waits for a quick reader, and puts into the file what a slow one has left.
-async fn relieve(inbox: &Inbox, transport: &Kill) {
+/// Waits for a quick reader, and puts into a file what a slow one has left. Calls `behind` when the slow one is so far
+/// behind that it is waited for all the same.
+async fn relieve(inbox: &Inbox, transport: &Kill, behind: &mut Option<impl FnOnce()>) {
     let held = Held::new(transport);
+    let since = Instant::now();
     while !is_relieved(&inbox.state()) {
-        if timeout(GRACE, taken(inbox)).await.is_ok() {
+        if since.elapsed() < QUICK_FOR && timeout(GRACE, taken(inbox, QUICK)).await.is_ok() {
             continue;
+        }
+        let too_much = inbox.state().overflow.waiting().saturating_sub(MUCH_IN_FILES - 1);
+        if too_much > 0 {
+            if let Some(behind) = behind.take() {
+                behind();
+            }
+            // In vain where nobody reads.
+            timeout(SIP_EVERY, taken(inbox, too_much)).await.unwrap_or_default();
         }
         let batch = overflowing(&mut inbox.state());
         let mut keeping = pin!(keep_in_file(inbox, batch));
@@ -294,19 +344,21 @@ async fn relieve(inbox: &Inbox, transport: &Kill) {
     inbox.state().wanted = None;
 }
 
-/// Whether nothing more has to be done about what waits, here and in the file.
-fn is_relieved(state: &State) -> bool {
-    let Overflow { read, written, .. } = state.overflow;
-    let over = state.end.is_some() || state.is_deaf();
-    over || state.waiting as u64 + (written - read) <= (IN_MEMORY / 2) as u64
+fn is_over(state: &State) -> bool {
+    state.end.is_some() || state.is_deaf()
 }
 
-/// Waits until the reader has taken so much more that it is a quick one.
-async fn taken(inbox: &Inbox) {
+/// Whether nothing more has to be done about what waits, here and in files.
+fn is_relieved(state: &State) -> bool {
+    is_over(state) || state.waiting as u64 + state.overflow.waiting() <= (IN_MEMORY / 2) as u64
+}
+
+/// Waits until the reader has taken `more` bytes.
+async fn taken(inbox: &Inbox, more: u64) {
     let wanted = {
         let mut state = inbox.state();
         // Less than there is: else it is relieved.
-        let wanted = state.taken + QUICK;
+        let wanted = state.taken + more;
         state.wanted = Some(wanted);
         wanted
     };
@@ -316,26 +368,30 @@ async fn taken(inbox: &Inbox) {
 /// Takes all that is in memory.
 fn overflowing(state: &mut State) -> Batch {
     let overflow = &mut state.overflow;
-    if overflow.read == overflow.written {
+    if overflow.waiting() == 0 {
         // All of it was read: begin anew, and give the space back.
-        (overflow.read, overflow.written) = (0, 0);
+        overflow.files.clear();
     }
     overflow.busy = true;
-    let (file, at) = (overflow.file.clone(), overflow.written);
+    let behind = overflow.files.back().filter(|last| last.written < FILE);
+    let behind = behind.map(|last| (Arc::clone(&last.file), last.written));
     state.waiting = 0;
-    Batch { chunks: std::mem::take(&mut state.chunks), file, at }
+    Batch { chunks: std::mem::take(&mut state.chunks), behind }
 }
 
-/// Puts `batch` behind what is in the file. Not to be cancelled: what was taken would be lost.
+/// Puts `batch` behind what is in files. Not to be cancelled: what was taken would be lost.
 async fn keep_in_file(inbox: &Inbox, batch: Batch) {
+    let in_new_file = batch.behind.is_none();
     let written = tokio::task::spawn_blocking(move || write_behind(batch)).await;
     let mut state = inbox.state();
     state.overflow.busy = false;
     let failed = match written.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())) {
         Ok((file, written)) => {
-            state.overflow.file = Some(file);
-            state.overflow.written = written;
-            (written - state.overflow.read > MOST_IN_FILE).then_some(End::TooMuch)
+            match state.overflow.files.back_mut() {
+                Some(last) if !in_new_file => last.written = written,
+                _ => state.overflow.files.push_back(Kept { file, read: 0, written }),
+            }
+            (state.overflow.waiting() > MOST_IN_FILES).then_some(End::TooMuch)
         }
         Err(error) => Some(End::Unkept(error.to_string())),
     };
@@ -346,14 +402,16 @@ async fn keep_in_file(inbox: &Inbox, batch: Batch) {
     }
 }
 
+/// Waits until nothing is on its way into a file.
+async fn kept(inbox: &Inbox) {
+    inbox.pump_waits(|state| (!state.overflow.busy).then_some(())).await;
+}
+
 fn write_behind(batch: Batch) -> io::Result<(Arc<File>, u64)> {
-    let file = match batch.file {
-        Some(file) => file,
-        None => Arc::new(nameless_file()?),
+    let (file, at) = match batch.behind {
+        Some(behind) => behind,
+        None => (Arc::new(nameless_file()?), 0),
     };
-    if batch.at == 0 {
-        file.set_len(0)?;
-    }
     let mut bytes = Vec::new();
     for chunk in batch.chunks {
         let length = u32::try_from(chunk.bytes.len()).map_err(io::Error::other)?;
@@ -361,8 +419,8 @@ fn write_behind(batch: Batch) -> io::Result<(Arc<File>, u64)> {
         bytes.put_u32(length);
         bytes.put(chunk.bytes);
     }
-    file.write_all_at(&bytes, batch.at)?;
-    Ok((file, batch.at + bytes.len() as u64))
+    file.write_all_at(&bytes, at)?;
+    Ok((file, at + bytes.len() as u64))
 }
 
 /// Reads whole records from `from`, and returns them with where the next one begins.
@@ -418,144 +476,5 @@ fn nameless_file() -> io::Result<File> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ssh::{inbox::Verdict, transport::Transport};
-
-    fn output(inbox: &Arc<Inbox>) -> Events {
-        Events { inbox: Arc::clone(inbox), returned: VecDeque::new(), over: false }
-    }
-
-    fn numbered(n: usize) -> Vec<u8> {
-        let mut chunk = vec![u8::try_from(n % 251).unwrap(); 32 * 1024];
-        chunk[..8].copy_from_slice(&(n as u64).to_be_bytes());
-        chunk
-    }
-
-    #[tokio::test]
-    async fn output_beyond_memory_waits_in_a_file_and_comes_back_in_order() {
-        let inbox = Arc::new(Inbox::new(Keep::All.limit()));
-        let mut events = output(&inbox);
-        let mut next = 0;
-        // Three rounds of unlike size, so that the file is read while it grows, emptied, and begun anew.
-        let mut read = 0;
-        for (write, take) in [(200, 150), (90, 100), (70, 110)] {
-            for _ in 0..write {
-                let kind = if next % 3 == 0 { Kind::Extended } else { Kind::Data };
-                assert_eq!(inbox.push(kind, &numbered(next)), Verdict::Keep);
-                next += 1;
-                if inbox.state().waiting > IN_MEMORY {
-                    let batch = overflowing(&mut inbox.state());
-                    keep_in_file(&inbox, batch).await;
-                }
-                assert!(inbox.state().waiting <= IN_MEMORY);
-            }
-            let upto = read + take;
-            while read < upto.min(next) {
-                // Those that wait in memory on one stream come as one.
-                let (kind, mut bytes) = match events.next().await.unwrap() {
-                    Event::Stderr(bytes) => (0, bytes),
-                    Event::Stdout(bytes) => (1, bytes),
-                    Event::Exit(exit) => panic!("{exit:?}"),
-                };
-                while !bytes.is_empty() {
-                    assert_eq!((read % 3).min(1), kind, "chunk {read} is on the other stream");
-                    assert!(bytes.split_to(32 * 1024) == numbered(read), "chunk {read} is out of order");
-                    read += 1;
-                }
-            }
-        }
-        assert_eq!(read, next);
-        inbox.exit(Exit::Status(3));
-        inbox.end(End::Closed);
-        assert_eq!(events.next().await, Some(Event::Exit(Exit::Status(3))));
-        assert_eq!(events.next().await, None);
-    }
-
-    /// A connection of which a channel has a little more than may wait, and its transport.
-    fn flooded() -> (Arc<Inbox>, Events, Kill, Transport<tokio::io::DuplexStream>) {
-        let (transport, kill) = Transport::new(tokio::io::duplex(1).0);
-        let inbox = Arc::new(Inbox::new(Keep::All.limit()));
-        let events = output(&inbox);
-        let mut next = 0;
-        while inbox.state().waiting <= IN_MEMORY {
-            assert_eq!(inbox.push(Kind::Data, &numbered(next)), Verdict::Keep);
-            next += 1;
-        }
-        (inbox, events, kill, transport)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_quick_reader_is_waited_for_and_nothing_goes_to_a_file() {
-        let (inbox, mut events, kill, _transport) = flooded();
-        let reading = async {
-            let mut read = 0;
-            while read <= IN_MEMORY {
-                assert!(kill.is_held() || read > IN_MEMORY / 2, "others wait after {read} bytes");
-                let Some(Event::Stdout(bytes)) = events.next().await else { panic!() };
-                read += bytes.len();
-                tokio::time::sleep(GRACE / 4).await;
-            }
-        };
-        tokio::join!(relieve(&inbox, &kill), reading);
-        assert!(inbox.state().overflow.file.is_none() && !kill.is_held());
-    }
-
-    #[tokio::test]
-    async fn a_slow_reader_has_a_file_and_holds_up_nobody() {
-        let (inbox, mut events, kill, _transport) = flooded();
-        let waiting = inbox.state().waiting;
-        relieve(&inbox, &kill).await;
-        assert!(inbox.state().overflow.file.is_some() && inbox.state().waiting == 0 && !kill.is_held());
-        let mut read = 0;
-        while read < waiting {
-            let Some(Event::Stdout(bytes)) = events.next().await else { panic!() };
-            read += bytes.len();
-        }
-        assert_eq!(read, waiting);
-        // Nobody reads at all any more: neither is there a file, nor does anybody wait.
-        let (inbox, events, kill, _transport) = flooded();
-        let leaving = async {
-            tokio::task::yield_now().await;
-            drop(events);
-        };
-        tokio::join!(relieve(&inbox, &kill), leaving);
-        assert!(inbox.state().overflow.file.is_none() && !kill.is_held());
-    }
-
-    #[tokio::test]
-    async fn what_waits_on_one_stream_is_one_piece() {
-        let inbox = Arc::new(Inbox::new(Keep::All.limit()));
-        let mut events = output(&inbox);
-        for (kind, bytes) in [(Kind::Data, "a"), (Kind::Data, "b"), (Kind::Extended, "c"), (Kind::Data, "d")]
-        {
-            assert_eq!(inbox.push(kind, bytes.as_bytes()), Verdict::Keep);
-        }
-        for n in 0..9 {
-            assert_eq!(inbox.push(Kind::Data, &numbered(n)), Verdict::Keep);
-        }
-        assert_eq!(events.next().await, Some(Event::Stdout("ab".into())));
-        assert_eq!(events.next().await, Some(Event::Stderr("c".into())));
-        let Some(Event::Stdout(piece)) = events.next().await else { panic!() };
-        assert_eq!(piece.len(), 1 + 7 * 32 * 1024, "no more than a piece");
-        let Some(Event::Stdout(rest)) = events.next().await else { panic!() };
-        assert_eq!(rest.len(), 2 * 32 * 1024);
-        assert_eq!(inbox.state().waiting, 0);
-    }
-
-    #[tokio::test]
-    async fn a_helper_that_says_too_much_is_cut() {
-        let inbox = Arc::new(Inbox::new(Keep::AtMost(100).limit()));
-        assert_eq!(inbox.push(Kind::Data, &[0; 100]), Verdict::Keep);
-        assert_eq!(inbox.push(Kind::Data, &[0; 1]), Verdict::Cut);
-        let mut events = output(&inbox);
-        assert_eq!(events.next().await, Some(Event::Exit(Exit::TooMuchOutput(None))));
-    }
-
-    #[test]
-    fn the_file_has_no_name() {
-        use std::os::unix::fs::MetadataExt as _;
-        let metadata = nameless_file().unwrap().metadata().unwrap();
-        assert_eq!((metadata.nlink(), metadata.mode() & 0o777), (0, 0o600));
-    }
-}
+#[path = "process_tests.rs"]
+mod tests;

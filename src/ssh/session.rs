@@ -306,7 +306,7 @@ impl Session {
         }
         let requested = Box::pin(channel.write.exec(true, command)).await;
         self.requested(&channel, "a command", requested).await?;
-        Ok(Process::new(channel, self.shared.kill.clone(), keep, false))
+        Ok(self.process(channel, keep, false))
     }
 
     /// Runs `command`, or the login shell without one, on a terminal. A server that gives no terminal runs it all
@@ -330,7 +330,19 @@ impl Session {
             Err(refused) => return Err(refused.into()),
         };
         self.requested(&channel, what, requested).await?;
-        Ok(Process::new(channel, self.shared.kill.clone(), Keep::All, has_pty))
+        Ok(self.process(channel, Keep::All, has_pty))
+    }
+
+    fn process(&self, channel: Outward, keep: Keep, has_pty: bool) -> (Process, Pump) {
+        let shared = Arc::clone(&self.shared);
+        let behind = move || {
+            shared.human.tell(&format!(
+                "{}: so much of its output waits to be read here that the connection waits as well, and whoever asks for \
+                 credentials there",
+                shared.host
+            ));
+        };
+        Process::new(channel, self.shared.kill.clone(), keep, has_pty, behind)
     }
 
     /// Asks for the variables without waiting for an answer: most servers take few, and say nothing about it.
