@@ -153,10 +153,22 @@ pub(super) fn usual(table: Table) -> Vec<&'static str> {
 /// Names of certificates end so; what stands before it is the name of the key in them.
 const CERTIFICATE: &str = "-cert-v01@openssh.com";
 
+/// Of which types a host is asked for a certificate.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Certificates {
+    /// Nothing on file could make anything of one.
+    #[default]
+    None,
+    /// Those of its known keys, or of any where none is known: one that is revoked must not go unseen.
+    OfKnownTypes,
+    /// An authority could vouch for any.
+    All,
+}
+
 impl Algorithms {
     /// Returns what we offer. Host key types that are `known` for this host come first: asking for another type would
     /// make a known host look unknown.
-    pub(super) fn preferred(&self, known: &[Algorithm], certificates: bool) -> Preferred {
+    pub(super) fn preferred(&self, known: &[Algorithm], certificates: Certificates) -> Preferred {
         let same_type = |a: &Algorithm, b: &Algorithm| {
             a == b || matches!((a, b), (Algorithm::Rsa { .. }, Algorithm::Rsa { .. }))
         };
@@ -173,13 +185,21 @@ impl Algorithms {
         }
         let certified: Vec<&str> =
             certified.iter().filter_map(|name| name.strip_suffix(CERTIFICATE)).collect();
+        let mut certified = parsed(&certified);
+        match certificates {
+            Certificates::None => certified.clear(),
+            Certificates::OfKnownTypes if !known.is_empty() => {
+                certified.retain(|type_| known.iter().any(|known| same_type(known, type_)));
+            }
+            Certificates::OfKnownTypes | Certificates::All => {}
+        }
         // Without the two last names the client would have neither strict key exchange nor `server-sig-algs`.
         let kex = self.kex.iter().filter_map(|name| kex::Name::try_from(*name).ok());
         let kex = kex.chain([EXTENSION_SUPPORT_AS_CLIENT, EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT]);
         Preferred {
             kex: kex.collect::<Vec<_>>().into(),
             key: keys.into(),
-            host_key_certificates: if certificates { parsed(&certified).into() } else { Cow::Borrowed(&[]) },
+            host_key_certificates: certified.into(),
             cipher: self
                 .ciphers
                 .iter()
@@ -313,18 +333,18 @@ mod tests {
         let p384 = Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 };
         let known = [rsa, p384.clone()];
         let all = Algorithms::default();
-        let keys = all.preferred(&known, false).key;
-        assert_eq!(keys.len(), all.preferred(&[], false).key.len());
+        let keys = all.preferred(&known, Certificates::None).key;
+        assert_eq!(keys.len(), all.preferred(&[], Certificates::None).key.len());
         assert!(keys[..2].iter().all(|key| matches!(key, Algorithm::Rsa { .. })));
         assert_eq!((&keys[2], &keys[3]), (&p384, &Algorithm::Ed25519));
         // Who wrote an order down gets it.
         let chosen = Algorithms { known_first: false, ..Algorithms::default() };
-        assert_eq!(chosen.preferred(&known, false).key[0], Algorithm::Ed25519);
+        assert_eq!(chosen.preferred(&known, Certificates::None).key[0], Algorithm::Ed25519);
     }
 
     #[test]
     fn nothing_old_is_offered_and_certificates_only_where_somebody_can_vouch() {
-        let offered = Algorithms::default().preferred(&[], false);
+        let offered = Algorithms::default().preferred(&[], Certificates::None);
         assert!(!offered.key.contains(&Algorithm::Rsa { hash: None }), "ssh-rsa is SHA-1");
         let names = offered.kex.iter().map(AsRef::<str>::as_ref).chain(offered.mac.iter().map(AsRef::as_ref));
         assert!(names.into_iter().all(|name| !name.contains("sha1")));
@@ -333,7 +353,13 @@ mod tests {
         assert!(offered.kex.contains(&EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT));
         assert_eq!(offered.kex[0], kex::MLKEM768X25519_SHA256);
         assert!(offered.host_key_certificates.is_empty());
-        assert_eq!(Algorithms::default().preferred(&[], true).host_key_certificates.len(), 6);
+        let certified = |known: &[Algorithm], certificates| {
+            Algorithms::default().preferred(known, certificates).host_key_certificates.to_vec()
+        };
+        assert_eq!(certified(&[], Certificates::All).len(), 6);
+        assert_eq!(certified(&[Algorithm::Ed25519], Certificates::All).len(), 6);
+        assert_eq!(certified(&[], Certificates::OfKnownTypes).len(), 6);
+        assert_eq!(certified(&[Algorithm::Ed25519], Certificates::OfKnownTypes), [Algorithm::Ed25519]);
     }
 
     #[test]

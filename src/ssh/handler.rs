@@ -200,8 +200,8 @@ pub(super) struct Handler {
 }
 
 impl Handler {
-    pub(super) fn new(shared: Arc<Shared>, host_keys: Arc<dyn HostKeys>) -> Self {
-        Self { shared, host_keys, banner_left: MOST_BANNER }
+    pub(super) fn new(shared: Arc<Shared>, host_keys: Arc<dyn HostKeys>, quiet: bool) -> Self {
+        Self { shared, host_keys, banner_left: if quiet { 0 } else { MOST_BANNER } }
     }
 
     fn inbox(&self, channel: ChannelId) -> Option<Arc<Inbox>> {

@@ -15,7 +15,7 @@ use russh::keys::{Certificate, HashAlg, PublicKey, PublicKeyOrCertificate};
 use secrecy::ExposeSecret as _;
 
 use super::{
-    algorithms,
+    algorithms::{self, Certificates},
     error::HostKeyRefused,
     host_certificate,
     known_hosts::{self, Authority, HostName, KnownHosts, Verdict},
@@ -326,6 +326,7 @@ impl KnownHostKeys {
     fn remember(&self, key: &PublicKey) {
         let Some(file) = self.target.known_hosts.user.first() else { return };
         match known_hosts::append(file, &self.name, key, self.target.known_hosts.hash) {
+            Ok(()) if self.target.quiet => {}
             Ok(()) => self.human.tell(&format!(
                 "broker: permanently added '{}' ({}) to the list of known hosts",
                 self.name,
@@ -382,7 +383,13 @@ impl KnownHostKeys {
             return Ok(Wanted::default());
         }
         let known = self.known(Invocation::Order).await?;
-        let certificates = known.cert_authority(&self.name).is_some();
+        let certificates = if known.cert_authority(&self.name).is_some() {
+            Certificates::All
+        } else if !self.target.revoked_host_keys.is_empty() || known.revokes_any(&self.name) {
+            Certificates::OfKnownTypes
+        } else {
+            Certificates::None
+        };
         Ok(Wanted { keys: known.known_algorithms(&self.name), certificates })
     }
 

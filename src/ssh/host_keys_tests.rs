@@ -119,7 +119,7 @@ async fn a_program_that_knows_the_hosts_is_asked_twice_and_believed() {
     target.known_hosts.command = Some(of_program(&script, directory.path()));
     let wanted = judged(&target, &shown(1)).await.unwrap();
     assert_eq!(wanted.keys, [russh::keys::Algorithm::Ed25519]);
-    assert!(!wanted.certificates);
+    assert_eq!(wanted.certificates, Certificates::None);
     let fingerprint = key(1).fingerprint(HashAlg::Sha256);
     let blob = key_line.split(' ').nth(1).unwrap();
     assert_eq!(
@@ -135,7 +135,7 @@ async fn a_program_that_knows_the_hosts_is_asked_twice_and_believed() {
     let told = judged(&target, &shown(1)).await.unwrap_err();
     assert!(told.contains("marked as revoked"), "{told}");
     let keys = KnownHostKeys::load(&target, Arc::new(Nobody)).unwrap();
-    assert!(keys.wanted().await.unwrap().certificates);
+    assert_eq!(keys.wanted().await.unwrap().certificates, Certificates::All);
     // A pin asks nobody.
     target.pinned_host_key = Some(fingerprint.to_string());
     target.known_hosts.command = Some(of_program("exit 1", directory.path()));

@@ -16,7 +16,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::transport::Kill;
 
@@ -40,12 +40,31 @@ pub(super) enum Kind {
     Extended,
 }
 
-/// One message.
+/// What came on one stream without anything from another in between, and was not taken meanwhile.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Chunk {
     pub(super) kind: Kind,
     pub(super) bytes: Bytes,
 }
+
+/// The same, while it grows.
+#[derive(Debug)]
+pub(super) struct Growing {
+    kind: Kind,
+    bytes: BytesMut,
+}
+
+impl From<Growing> for Chunk {
+    fn from(grown: Growing) -> Self {
+        Self { kind: grown.kind, bytes: grown.bytes.freeze() }
+    }
+}
+
+/// How large a chunk grows, in bytes: the way to standard output is a thread of its own, and has its price.
+pub(super) const CHUNK: usize = 256 << 10;
+
+/// Where so much comes at once, in bytes, there is more to come: most of a packet.
+const BULK: usize = 16 << 10;
 
 /// How a channel ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -122,7 +141,7 @@ impl Overflow {
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) chunks: VecDeque<Chunk>,
+    pub(super) chunks: VecDeque<Growing>,
     /// Bytes in `chunks`.
     pub(super) waiting: usize,
     /// Bytes that the reader has taken, and how many of them the pump waits for.
@@ -207,8 +226,7 @@ impl Inbox {
             return Verdict::Cut;
         }
         if !state.deaf {
-            state.waiting += bytes.len();
-            state.chunks.push_back(Chunk { kind, bytes: Bytes::copy_from_slice(bytes) });
+            state.add(kind, bytes);
             state.hold();
             state.wake(Waiter::Reader);
             if matches!(state.limit, Limit::Waiting(_)) {
@@ -329,9 +347,24 @@ impl State {
         }
     }
 
+    fn add(&mut self, kind: Kind, bytes: &[u8]) {
+        self.waiting += bytes.len();
+        if let Some(last) = self.chunks.back_mut()
+            && last.kind == kind
+            && last.bytes.len() + bytes.len() <= CHUNK
+        {
+            if bytes.len() >= BULK {
+                last.bytes.reserve(CHUNK - last.bytes.len());
+            }
+            last.bytes.extend_from_slice(bytes);
+        } else {
+            self.chunks.push_back(Growing { kind, bytes: BytesMut::from(bytes) });
+        }
+    }
+
     /// Takes the oldest chunk in memory.
     pub(super) fn pop(&mut self) -> Option<Chunk> {
-        let chunk = self.chunks.pop_front()?;
+        let chunk = Chunk::from(self.chunks.pop_front()?);
         self.waiting = self.waiting.saturating_sub(chunk.bytes.len());
         self.hold();
         self.took(chunk.bytes.len());

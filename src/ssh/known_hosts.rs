@@ -366,6 +366,12 @@ impl KnownHosts {
         Some((entry.path.to_path_buf(), entry.line))
     }
 
+    /// Returns whether anything is on file as revoked for `name`: a key, or an authority.
+    pub(crate) fn revokes_any(&self, name: &HostName) -> bool {
+        let mut names = [Some(name.name.as_str()), name.bare.as_deref()].into_iter().flatten();
+        names.any(|name| self.entries_of(name, Marker::Revoked).next().is_some())
+    }
+
     /// Returns the line with `marker` and `key`, with or without the port: a revocation must not be missed because of
     /// a port, and authorities are written down for names.
     fn under_either_name(&self, name: &HostName, marker: Marker, key: &KeyData) -> Option<&Entry> {

@@ -18,8 +18,8 @@ use super::{
     error::{Error, HostKeyRefused},
     session::{HostKeys, Session, Trust, Unauthenticated, Wanted},
     target::{
-        AddressFamily, Authentication, Bind, Identities, KnownHostsFiles, StrictHostKeyChecking, Target, Way,
-        Wishes,
+        AddressFamily, Authentication, Bind, Identities, KnownHostsFiles, Rekey, StrictHostKeyChecking,
+        Target, Way, Wishes,
     },
 };
 use crate::human::{BoxFuture, Human, Question};
@@ -54,6 +54,8 @@ pub(super) fn target() -> Target {
         pinned_host_key: None,
         server_alive_interval: Duration::from_secs(15),
         server_alive_count_max: 3,
+        rekey: Rekey::default(),
+        quiet: false,
         batch: false,
         session: Wishes::default(),
     }

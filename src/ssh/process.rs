@@ -12,13 +12,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes};
 use russh::{ChannelWriteHalf, client::Msg};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    inbox::{Chunk, End, Exit, Inbox, Kept, Kind, Limit, Overflow, State},
+    inbox::{Chunk, End, Exit, Growing, Inbox, Kept, Kind, Limit, Overflow, State},
     pipe::{Writer, pipe},
     pump::{Finished, Outward, Pump, Step},
     transport::Kill,
@@ -36,9 +36,6 @@ const QUICK_FOR: Duration = Duration::from_millis(250);
 
 /// How long the connection waits for the file, before memory has to hold what comes.
 const FILE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What is written in one piece, in bytes: the way to standard output is a thread of its own, and has its price.
-const PIECE: usize = 256 << 10;
 
 /// What may wait in memory while the file is slow, in bytes. Beyond it the disk is broken, and the channel is cut.
 const MOST_IN_MEMORY: usize = 64 << 20;
@@ -58,7 +55,7 @@ const MOST_IN_FILES: u64 = 2 * MUCH_IN_FILES;
 /// How long a file gets, in bytes. What was read of it is given back when all of it was read.
 const FILE: u64 = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 
-/// One read from the file. At least one record fits: a packet is at most 256 KiB, whatever a server claims.
+/// One read from the file. At least one record fits: a chunk or a packet is at most 256 KiB, whatever a server claims.
 const READ_BACK: usize = 512 * 1024;
 
 /// Where the nameless file may live: on disk rather than in memory, where there is a choice.
@@ -262,31 +259,14 @@ fn next(state: &mut State) -> Option<Next> {
         return None;
     }
     match state.pop() {
-        Some(chunk) => Some(Next::Chunk(with_more(chunk, state))),
+        Some(chunk) => Some(Next::Chunk(chunk)),
         None => state.end.is_some().then_some(Next::Over),
     }
 }
 
-/// Adds what has come behind a chunk on the same stream, as it is written in one piece.
-fn with_more(first: Chunk, state: &mut State) -> Chunk {
-    let fits = |bytes: usize, state: &State| {
-        state.chunks.front().is_some_and(|next| next.kind == first.kind && bytes + next.bytes.len() <= PIECE)
-    };
-    if !fits(first.bytes.len(), state) {
-        return first;
-    }
-    let mut piece = BytesMut::with_capacity(PIECE);
-    piece.extend_from_slice(&first.bytes);
-    while fits(piece.len(), state) {
-        let Some(next) = state.pop() else { break };
-        piece.extend_from_slice(&next.bytes);
-    }
-    Chunk { kind: first.kind, bytes: piece.freeze() }
-}
-
 /// What leaves memory in one piece.
 struct Batch {
-    chunks: VecDeque<Chunk>,
+    chunks: VecDeque<Growing>,
     /// The file behind whose bytes it goes, and how many they are; a new one otherwise.
     behind: Option<(Arc<File>, u64)>,
 }
@@ -413,7 +393,7 @@ fn write_behind(batch: Batch) -> io::Result<(Arc<File>, u64)> {
         None => (Arc::new(nameless_file()?), 0),
     };
     let mut bytes = Vec::new();
-    for chunk in batch.chunks {
+    for chunk in batch.chunks.into_iter().map(Chunk::from) {
         let length = u32::try_from(chunk.bytes.len()).map_err(io::Error::other)?;
         bytes.put_u8(u8::from(chunk.kind == Kind::Extended));
         bytes.put_u32(length);

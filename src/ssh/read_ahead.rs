@@ -1,8 +1,8 @@
 //! Reads ahead, and keeps no room for it in between.
 //!
 //! russh reads each packet in two small steps, so one read from the kernel should serve several packets. A buffer for
-//! each connection would be most of what an idle tunnel costs, so all connections of a thread read into one, and only
-//! what was not asked for yet is kept.
+//! each connection would be most of what an idle tunnel costs, so all connections of a thread read into one, which one of
+//! them keeps for as long as something in it was not asked for yet.
 
 use std::{
     cell::Cell,
@@ -14,7 +14,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// One read from the kernel, in bytes.
-const READ: usize = 32 * 1024;
+const READ: usize = 64 * 1024;
 
 thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -24,14 +24,15 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct ReadAhead<S> {
     inner: S,
-    /// What was read and not asked for yet.
-    rest: Vec<u8>,
+    /// `taken..read` of it was read and not asked for yet.
+    buffer: Vec<u8>,
     taken: usize,
+    read: usize,
 }
 
 impl<S> ReadAhead<S> {
     pub(super) fn new(inner: S) -> Self {
-        Self { inner, rest: Vec::new(), taken: 0 }
+        Self { inner, buffer: Vec::new(), taken: 0, read: 0 }
     }
 }
 
@@ -41,13 +42,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(rest) = self.rest.get(self.taken..).filter(|rest| !rest.is_empty()) {
-            let (now, later) = rest.split_at(rest.len().min(buffer.remaining()));
+        if let Some(rest) = self.buffer.get(self.taken..self.read).filter(|rest| !rest.is_empty()) {
+            let now = rest.get(..buffer.remaining()).unwrap_or(rest);
             buffer.put_slice(now);
-            let (count, empty) = (now.len(), later.is_empty());
-            self.taken += count;
-            if empty {
-                (self.rest, self.taken) = (Vec::new(), 0);
+            self.taken += now.len();
+            if self.taken == self.read {
+                (self.taken, self.read) = (0, 0);
+                SCRATCH.set(std::mem::take(&mut self.buffer));
             }
             return Poll::Ready(Ok(()));
         }
@@ -59,10 +60,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
         scratch.resize(READ, 0);
         let mut read = ReadBuf::new(&mut scratch);
         let polled = Pin::new(&mut self.inner).poll_read(cx, &mut read);
-        let (now, later) = read.filled().split_at(read.filled().len().min(buffer.remaining()));
-        buffer.put_slice(now);
-        self.rest = later.to_vec();
-        SCRATCH.set(scratch);
+        let (count, now) = (read.filled().len(), read.filled().len().min(buffer.remaining()));
+        buffer.put_slice(read.filled().get(..now).unwrap_or_default());
+        if now < count {
+            (self.buffer, self.taken, self.read) = (scratch, now, count);
+        } else {
+            SCRATCH.set(scratch);
+        }
         polled
     }
 }
@@ -103,7 +107,7 @@ mod tests {
                     n => got.extend_from_slice(&piece[..n]),
                 }
             }
-            assert_eq!((ours.rest.capacity(), ours.taken), (0, 0));
+            assert_eq!((ours.buffer.capacity(), ours.taken, ours.read), (0, 0, 0));
             got
         };
         let ((), got) = tokio::join!(sending, reading);

@@ -9,7 +9,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use russh::{
-    Channel, ChannelOpenFailure, Disconnect, Preferred, SshId,
+    Channel, ChannelOpenFailure, Disconnect, Limits, Preferred, SshId,
     client::{Config, GexParams, Handle, Msg},
     keys::{Algorithm, PublicKeyOrCertificate},
 };
@@ -21,6 +21,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
+    algorithms::Certificates,
     auth, config,
     dial::Broken,
     error::{BEHIND_PROXY, ChannelRefused, Error, ForwardRefused, HostKeyRefused},
@@ -29,7 +30,7 @@ use super::{
     inbox::Limit,
     process::{Keep, Process, Size},
     pump::{Outward, Pump, Stream},
-    target::{Target, Way},
+    target::{Rekey, Target, Way},
     terminal::Pty,
     transport::{Kill, Killed, Transport},
 };
@@ -76,8 +77,8 @@ pub(crate) trait HostKeys: Send + Sync {
 pub(crate) struct Wanted {
     /// The types of the keys that are known for it, most preferred first; empty for a new host.
     pub(crate) keys: Vec<Algorithm>,
-    /// Whether there is an authority that could vouch for it with a certificate.
-    pub(crate) certificates: bool,
+    /// Whether there is an authority that could vouch for it with a certificate, or a list that could revoke one.
+    pub(crate) certificates: Certificates,
 }
 
 /// How well a host is known whose key was not refused.
@@ -137,7 +138,7 @@ impl Unauthenticated {
         let shared = Arc::new(Shared::new(host.clone(), kill, human, facts));
         let preferred = target.algorithms.preferred(&wanted.keys, wanted.certificates);
         let config = Arc::new(config(target, preferred));
-        let handler = Handler::new(Arc::clone(&shared), host_keys);
+        let handler = Handler::new(Arc::clone(&shared), host_keys, target.quiet);
         let connecting = Box::pin(russh::client::connect_stream(config, transport, handler));
         // `ConnectTimeout` covers this as well (ssh_config(5)), so one that somebody wrote down is a wish.
         let wish = Some(target.connect_timeout).filter(|wish| *wish != config::CONNECT_TIMEOUT);
@@ -179,9 +180,23 @@ fn config(target: &Target, preferred: Preferred) -> Config {
         keepalive_interval: Some(target.server_alive_interval).filter(|interval| !interval.is_zero()),
         // russh waits one interval more than it is told. Its 0 means never, so a count of 1 is taken for 2.
         keepalive_max: target.server_alive_count_max.saturating_sub(1).max(1),
+        limits: limits(target.rekey),
         nodelay: true,
         ..Config::default()
     }
+}
+
+/// Keys that are made anew for every packet would be all that there is on the line.
+const LEAST_BEFORE_REKEY: u64 = 64 << 10;
+
+/// Without a wish it is what RFC 4253 (9) recommends, which is also the most that there may be.
+fn limits(wish: Rekey) -> Limits {
+    let usual = Limits::default();
+    let most = usual.rekey_write_limit.min(usual.rekey_read_limit);
+    let bytes = wish
+        .bytes
+        .map_or(most, |bytes| usize::try_from(bytes.max(LEAST_BEFORE_REKEY)).unwrap_or(most).min(most));
+    Limits::new(bytes, bytes, wish.after.unwrap_or(usual.rekey_time_limit).min(usual.rekey_time_limit))
 }
 
 fn open_error(host: String, failure: Failure, ended: Option<Ended>) -> Error {

@@ -542,12 +542,17 @@ async fn a_banner_is_shown_without_its_escapes_and_with_who_says_it() {
     let person = Person::who_says(&["secret"]);
     let banner = Some("\u{1b}]0;OWNED\u{7}\u{1b}[2JWelcome\r\n");
     let door = Door { password: Some("secret"), banner, ..Door::default() };
-    let (session, _server) = login(door, &target(), Arc::clone(&person)).await;
+    let (session, _server) = login(door.clone(), &target(), Arc::clone(&person)).await;
     session.unwrap();
     let heard = person.heard();
     assert!(heard.starts_with("bastion says:\n"), "{heard:?}");
     assert!(heard.contains("Welcome") && !heard.contains('\u{1b}') && !heard.contains('\u{7}'));
     assert!(heard.contains("(alice@bastion) Password: "));
+    let person = Person::who_says(&["secret"]);
+    let quiet = Target { quiet: true, ..target() };
+    let (session, _server) = login(door, &quiet, Arc::clone(&person)).await;
+    session.unwrap();
+    assert_eq!(person.heard(), "(alice@bastion) Password: ");
 }
 
 fn write_key(directory: &std::path::Path, name: &str, text: &str) -> std::path::PathBuf {

@@ -50,9 +50,19 @@ pub(crate) struct Target {
     pub(crate) server_alive_interval: Duration,
     /// `ServerAliveCountMax`; the link is dead after interval × count.
     pub(crate) server_alive_count_max: usize,
+    pub(crate) rekey: Rekey,
+    /// `LogLevel` below `INFO`: what a server says before the login is not shown, nor that its key was written down.
+    pub(crate) quiet: bool,
     /// Never ask a person (`--batch`, `BatchMode`).
     pub(crate) batch: bool,
     pub(crate) session: Wishes,
+}
+
+/// `RekeyLimit`: after how much in one direction, and how long, there are new keys; `None` for what is usual.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Rekey {
+    pub(crate) bytes: Option<u64>,
+    pub(crate) after: Option<Duration>,
 }
 
 /// What carries the connection.

@@ -179,6 +179,24 @@ fn keys_are_renewed_under_load_and_no_request_fails() {
 }
 
 #[test]
+fn keys_are_renewed_as_often_as_ssh_config_says() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::with(SshdOptions::default().config("LogLevel DEBUG1"));
+    for (limit, least, most) in [("1M", 7, 20), ("default none", 1, 1)] {
+        let before = world.sshd.log().matches("SSH2_MSG_KEXINIT received").count();
+        let limit = format!("RekeyLimit={limit}");
+        let command = "head -c 8000000 /dev/zero";
+        let output = world.run(world.connect(&["-p", "dev", "-o", &limit, "--", command])).success();
+        assert_eq!(output.stdout.len(), 8_000_000);
+        let exchanged = world.sshd.log().matches("SSH2_MSG_KEXINIT received").count() - before;
+        assert!((least..=most).contains(&exchanged), "{limit}: {exchanged}");
+    }
+    world.assert_clean();
+}
+
+#[test]
 fn an_sshd_that_ends_what_is_idle_does_not_end_us() {
     if sandbox::isolated!() {
         return;

@@ -1,6 +1,6 @@
 //! What a person types after `connect`: `host`, `user@host:port`, `ssh://…`; and which names are names at all.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::Error;
 
@@ -95,6 +95,25 @@ pub(super) fn address(host: &str) -> Option<String> {
     let (address, zone) = host.split_once('%')?;
     let address: Ipv6Addr = address.parse().ok()?;
     (!zone.is_empty()).then(|| format!("{address}%{zone}"))
+}
+
+/// Reads an IPv4 address as the C library does, and so every dialler: one to four numbers, the last of which fills what
+/// is left (`127.1`), with leading zeros in octal and with `0x` in hexadecimal.
+pub(super) fn short_ipv4(host: &str) -> Option<Ipv4Addr> {
+    let numbers = host.split('.').map(|part| match part.get(..2) {
+        Some("0x" | "0X") => u32::from_str_radix(part.get(2..)?, 16).ok(),
+        _ if !part.bytes().all(|byte| byte.is_ascii_digit()) => None,
+        _ if part.len() > 1 && part.starts_with('0') => u32::from_str_radix(part, 8).ok(),
+        _ => part.parse().ok(),
+    });
+    let numbers: Vec<u32> = numbers.collect::<Option<_>>()?;
+    let (last, first) = numbers.split_last().filter(|(_, first)| first.len() < 4)?;
+    let left = 32 - 8 * u32::try_from(first.len()).ok()?;
+    if first.iter().any(|number| *number > 255) || (left < 32 && *last >> left != 0) {
+        return None;
+    }
+    let first = first.iter().zip([24, 16, 8]).fold(0, |address, (number, bits)| address | number << bits);
+    Some(Ipv4Addr::from_bits(first | last))
 }
 
 fn percent_decode(text: &str) -> Option<String> {

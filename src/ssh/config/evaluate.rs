@@ -17,7 +17,7 @@ use super::{
     pattern::{self, ListMatch},
     print, way,
 };
-use crate::private_fs;
+use crate::{private_fs, ssh::target::AddressFamily};
 
 /// How deep files may include each other; OpenSSH's number.
 const DEEPEST: usize = 16;
@@ -100,7 +100,10 @@ pub(super) fn evaluate(
     destination::check_host(&host)?;
     host = match destination::address(&host) {
         Some(address) => address,
-        None => host.to_ascii_lowercase(),
+        None => match destination::short_ipv4(&host).filter(|_| !evaluator.only_ipv6()) {
+            Some(address) => address.to_string(),
+            None => host.to_ascii_lowercase(),
+        },
     };
     let canonicalize = Canonicalize::of(&evaluator.first);
     if canonicalize != Canonicalize::No {
@@ -310,6 +313,16 @@ impl Evaluator<'_> {
             }
             Keyword::Value(name, syntax) => {
                 check(syntax)?;
+                // Each half of it is a value of its own.
+                if syntax == Syntax::Rekey
+                    && active
+                    && let Some(first) = self.first.get_mut(name)
+                    && first.args.get(1).is_none_or(|after| after == "none")
+                    && let Some(after) = line.args.get(1)
+                {
+                    first.args.truncate(1);
+                    first.args.push(after.clone());
+                }
                 // To OpenSSH a time of `none` is one that was never obtained: a later line may still say one.
                 if syntax == Syntax::Time && line.args.iter().any(|arg| arg == "none") {
                     return Ok(());
@@ -398,16 +411,28 @@ impl Evaluator<'_> {
     /// Warns of every ignored keyword whose value, the first that applied, will be missed.
     fn warn_of_ignored(&mut self) {
         let mut told = std::mem::take(&mut self.ignored);
+        let mut comforts: Vec<(&str, Setting)> = Vec::new();
         for (key, setting) in &self.first {
             if let Some(Keyword::Ignored(ignored)) = keyword::lookup(&key.to_ascii_lowercase())
                 && (ignored.missed)(&setting.args)
+                && (setting.by_user || !ignored.comfort)
             {
+                let told = if ignored.comfort { &mut comforts } else { &mut told };
                 told.push((ignored.name, setting.clone()));
             }
+        }
+        if let Some((_, first)) = comforts.first() {
+            let names: Vec<_> = comforts.iter().map(|(name, _)| format!("`{name}`")).collect();
+            self.warn(&first.place.clone(), format!("without effect in broker: {}", names.join(", ")));
         }
         for (name, setting) in told {
             self.warn(&setting.place, format!("`{name}` is ignored for now"));
         }
+    }
+
+    fn only_ipv6(&self) -> bool {
+        let said = || keyword::family(self.first.get("addressfamily")?.value());
+        self.request.address_family.or_else(said) == Some(AddressFamily::Inet6)
     }
 
     fn is_ignored_unknown(&self, keyword: &str) -> bool {

@@ -135,7 +135,7 @@ mod tests {
             let told = Home::new(&format!("KnownHostsCommand {bad}\n")).error("h");
             assert!(told.starts_with("/.ssh/config:1: ") && told.contains(why), "{bad}: {told}");
         }
-        Home::new("KnownHostsCommand /bin/keys %H\nFingerprintHash md5\n").target("h");
+        Home::new("KnownHostsCommand /bin/keys %H\nFingerprintHash md5\n").resolve("h").unwrap();
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub(super) struct Ignored {
     pub(super) missed: fn(&[String]) -> bool,
     /// Whether later lines add to earlier ones, rather than the first one winning.
     pub(super) accumulates: bool,
+    /// All of these share one line: they make something more comfortable, and everything works without. Not worth a word
+    /// when it is the system's file that sets them, for everybody.
+    pub(super) comfort: bool,
 }
 
 /// What the arguments of a keyword must look like.
@@ -53,6 +56,9 @@ pub(super) enum Syntax {
     Files,
     Agent,
     Pubkey,
+    Level,
+    /// `SIZE [TIME]`
+    Rekey,
 }
 
 impl Syntax {
@@ -72,11 +78,17 @@ impl Syntax {
             let bad = args.iter().find(|arg| !arg.contains('='));
             return bad.map_or(Ok(()), |arg| Err(format!("`{arg}` has no `=`")));
         }
+        if self == Self::Rekey {
+            return rekey(args)
+                .map(drop)
+                .ok_or_else(|| format!("`{}` is no value that it can have", args.join(" ")));
+        }
         let [arg] = args else {
             return Err("there are too many arguments".to_owned());
         };
         let valid = match self {
-            Self::Text | Self::Files | Self::Variables | Self::Command => true,
+            Self::Text | Self::Files | Self::Variables | Self::Command | Self::Rekey => true,
+            Self::Level => LEVELS.iter().any(|level| arg.eq_ignore_ascii_case(level)),
             Self::Tty => super::wishes::tty(arg).is_some(),
             Self::Escape => super::wishes::escape(arg).is_some(),
             Self::Port => super::destination::port(arg).is_some(),
@@ -142,6 +154,53 @@ pub(super) fn count(text: &str) -> Option<u32> {
         return None;
     }
     text.parse().ok().filter(|count| i32::try_from(*count).is_ok())
+}
+
+/// The values of `LogLevel`; the first ones hide what a server says at the login.
+const LEVELS: [&str; 9] =
+    ["quiet", "fatal", "error", "info", "verbose", "debug", "debug1", "debug2", "debug3"];
+
+/// Whether this `LogLevel` hides what is said for information.
+pub(super) fn is_quiet(level: &str) -> bool {
+    LEVELS.iter().take(3).any(|quiet| level.eq_ignore_ascii_case(quiet))
+}
+
+/// Reads a `RekeyLimit`: bytes and seconds, 0 for what is not limited.
+pub(super) fn rekey(args: &[String]) -> Option<(u64, u32)> {
+    let (bytes, after) = match args {
+        [bytes] => (bytes, None),
+        [bytes, after] => (bytes, Some(after)),
+        _ => return None,
+    };
+    let bytes = if bytes == "default" { 0 } else { scaled(bytes)? };
+    let after = after.map_or(Some(0), |after| time(after))?;
+    // OpenSSH's least.
+    (bytes == 0 || bytes >= 16).then_some((bytes, after))
+}
+
+/// Reads a size such as `512M` or `1.5G`.
+fn scaled(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let scale = match text.get(digits.len()..)?.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        "t" => 1 << 40,
+        _ => return None,
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    if (whole.is_empty() && fraction.is_empty())
+        || !(whole.bytes().chain(fraction.bytes())).all(|b| b.is_ascii_digit())
+    {
+        return None;
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    // More digits than these say nothing more.
+    let fraction = fraction.get(..6).unwrap_or(fraction);
+    let part = if fraction.is_empty() { 0 } else { fraction.parse::<u64>().ok()? };
+    let part = part.checked_mul(scale)? / 10_u64.pow(u32::try_from(fraction.len()).ok()?);
+    whole.checked_mul(scale)?.checked_add(part)
 }
 
 /// Reads a time such as `90`, `1m30s` or `none`, in seconds; `none` is 0.
@@ -255,6 +314,8 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "revokedhostkeys" => Value("revokedhostkeys", Syntax::Files),
         "knownhostscommand" => Value("knownhostscommand", Syntax::Command),
         "requiredrsasize" => Value("requiredrsasize", Syntax::Count),
+        "rekeylimit" => Value("rekeylimit", Syntax::Rekey),
+        "loglevel" => Value("loglevel", Syntax::Level),
 
         // What runs beside the session.
         "localforward" => ignored("LocalForward", always, true),
@@ -277,39 +338,40 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         "canonicalizepermittedcnames" => ignored("CanonicalizePermittedCNAMEs", on, false),
         "nohostauthenticationforlocalhost" => ignored("NoHostAuthenticationForLocalhost", on, false),
 
-        // We are our own multiplexer and dialer, our own forward is the product's, the rest is cosmetic.
-        "addkeystoagent"
-        | "channeltimeout"
-        | "clearallforwardings"
-        | "compression"
+        // What makes it more comfortable. We are our own multiplexer, and compress nothing.
+        "addkeystoagent" => comfort("AddKeysToAgent", on),
+        "channeltimeout" => comfort("ChannelTimeout", on),
+        "compression" => comfort("Compression", on),
+        "controlpath" => comfort("ControlPath", on),
+        "enableescapecommandline" => comfort("EnableEscapeCommandline", on),
+        "fingerprinthash" => comfort("FingerprintHash", |args| !is(args, "sha256")),
+        "ipqos" => comfort("IPQoS", on),
+        "kbdinteractivedevices" => comfort("KbdInteractiveDevices", on),
+        "obscurekeystroketiming" => comfort("ObscureKeystrokeTiming", on),
+        "updatehostkeys" => comfort("UpdateHostKeys", on),
+        "usekeychain" => comfort("UseKeychain", on),
+        "verifyhostkeydns" => comfort("VerifyHostKeyDNS", on),
+        "versionaddendum" => comfort("VersionAddendum", on),
+        "visualhostkey" => comfort("VisualHostKey", on),
+
+        // It goes with another one that is named, our own forward is the product's, the rest is cosmetic.
+        "clearallforwardings"
         | "controlmaster"
-        | "controlpath"
         | "controlpersist"
-        | "enableescapecommandline"
         | "enablesshkeysign"
         | "exitonforwardfailure"
-        | "fingerprinthash"
         | "forwardx11timeout"
         | "forwardx11trusted"
         | "gatewayports"
         | "hostbasedacceptedalgorithms"
         | "hostbasedkeytypes"
-        | "ipqos"
-        | "kbdinteractivedevices"
         | "localcommand"
-        | "loglevel"
         | "logverbose"
-        | "obscurekeystroketiming"
         | "permitremoteopen"
-        | "rekeylimit"
         | "streamlocalbindmask"
         | "streamlocalbindunlink"
         | "syslogfacility"
         | "tunneldevice"
-        | "updatehostkeys"
-        | "verifyhostkeydns"
-        | "versionaddendum"
-        | "visualhostkey"
         | "warnweakcrypto"
         | "xauthlocation" => Silent,
         // Deprecated or unsupported by OpenSSH itself.
@@ -336,14 +398,17 @@ pub(super) fn lookup(name: &str) -> Option<Keyword> {
         | "gssapiserveridentity"
         | "gssapitrustdns"
         | "protocolkeepalives"
-        | "setuptimeout"
-        | "usekeychain" => Silent,
+        | "setuptimeout" => Silent,
         _ => return None,
     })
 }
 
 const fn ignored(name: &'static str, missed: fn(&[String]) -> bool, accumulates: bool) -> Keyword {
-    Keyword::Ignored(Ignored { name, missed, accumulates })
+    Keyword::Ignored(Ignored { name, missed, accumulates, comfort: false })
+}
+
+const fn comfort(name: &'static str, missed: fn(&[String]) -> bool) -> Keyword {
+    Keyword::Ignored(Ignored { name, missed, accumulates: false, comfort: true })
 }
 
 fn always(_: &[String]) -> bool {
@@ -403,11 +468,34 @@ mod tests {
         }
     }
 
+    #[test]
+    fn limits_of_keys_are_read_as_openssh_reads_them() {
+        for (text, limit) in [
+            ("1G", Some((1 << 30, 0))),
+            ("512m 10m", Some((512 << 20, 600))),
+            ("default none", Some((0, 0))),
+            ("0 1h", Some((0, 3600))),
+            ("1.5K", Some((1536, 0))),
+            (".5k", Some((512, 0))),
+            ("16", Some((16, 0))),
+            ("15", None),
+            ("none", None),
+            ("1X", None),
+            ("-1", None),
+            ("1G 1x", None),
+            ("1G 1h 1", None),
+            ("99999999999999999999", None),
+        ] {
+            let args: Vec<_> = text.split(' ').map(str::to_owned).collect();
+            assert_eq!(rekey(&args), limit, "{text}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_text_is_a_value_or_not(text in "\\PC{0,12}") {
             for syntax in [Syntax::Port, Syntax::Flag, Syntax::Strict, Syntax::Family, Syntax::Time, Syntax::Count,
-                           Syntax::Files, Syntax::Agent] {
+                           Syntax::Files, Syntax::Agent, Syntax::Rekey] {
                 drop(syntax.check(std::slice::from_ref(&text)));
             }
         }

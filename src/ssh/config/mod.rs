@@ -35,7 +35,7 @@ use self::{
     evaluate::{Evaluated, Setting},
     way::Visited,
 };
-use super::target::{AddressFamily, EnvironmentKey, Identities, Target, Unlocked};
+use super::target::{AddressFamily, EnvironmentKey, Identities, Rekey, Target, Unlocked};
 use crate::private_fs;
 pub(crate) use aliases::aliases;
 
@@ -307,6 +307,8 @@ impl Resolver<'_> {
             pinned_host_key: self.request.pinned_host_key.clone(),
             server_alive_interval,
             server_alive_count_max,
+            rekey: self.rekey()?,
+            quiet: self.setting("loglevel").is_some_and(|level| keyword::is_quiet(level.value())),
             batch,
             session: self.wishes(port, &user)?,
             user,
@@ -428,6 +430,13 @@ impl Resolver<'_> {
                 _ => self.path(text, tokens, setting).map(Some),
             },
         }
+    }
+
+    fn rekey(&self) -> Result<Rekey, Error> {
+        let Some(setting) = self.setting("rekeylimit") else { return Ok(Rekey::default()) };
+        let (bytes, seconds) = keyword::rekey(&setting.args).ok_or_else(|| not_a_value(setting))?;
+        let after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+        Ok(Rekey { bytes: (bytes > 0).then_some(bytes), after })
     }
 
     /// A tunnel must notice that its link is dead, so that 0 (never ask) is not taken.

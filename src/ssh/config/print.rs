@@ -98,6 +98,7 @@ const KEYWORDS: &[(&str, Form, Option<&str>)] = &[
     ("localcommand", Text, None),
     ("remotecommand", Special, None),
     ("loglevel", Special, Some("INFO")),
+    ("rekeylimit", Special, Some("0")),
     ("macs", Text, None),
     ("pkcs11provider", Text, None),
     ("securitykeyprovider", Text, Some("internal")),
@@ -231,7 +232,17 @@ impl Printer<'_> {
             "loglevel" => {
                 let level = raw.unwrap_or_default().to_ascii_uppercase();
                 // Of two names for one level, OpenSSH prints this one.
-                self.line(name, if level == "QUIET" { "SILENT" } else { &level });
+                let printed = match level.as_str() {
+                    "QUIET" => "SILENT",
+                    "DEBUG1" => "DEBUG",
+                    level => level,
+                };
+                self.line(name, printed);
+            }
+            "rekeylimit" => {
+                let said = setting.as_ref().and_then(|setting| keyword::rekey(&setting.args));
+                let (bytes, seconds) = said.unwrap_or_default();
+                self.line(name, &format!("{bytes} {seconds}"));
             }
             "tunnel" => {
                 let mode = state(raw.unwrap_or_default());

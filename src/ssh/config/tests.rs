@@ -108,6 +108,8 @@ fn without_a_configuration_the_defaults_are_ours() {
         pinned_host_key: None,
         server_alive_interval: Duration::from_secs(15),
         server_alive_count_max: 3,
+        rekey: Rekey::default(),
+        quiet: false,
         batch: false,
     };
     assert_eq!(home.target("Bastion"), expected);
@@ -119,7 +121,8 @@ fn everything_honoured_reaches_the_target() {
         "Host bastion\n HostName %h.example.COM\n User you\n Port 2222\n HostKeyAlias Alias\n IdentitiesOnly yes\n \
          IdentityFile ~/.ssh/%r@%h\n IdentityFile ${KEYS}/%n\n IdentityAgent ~/agent\n UserKnownHostsFile ~/kh_%k /b\n \
          GlobalKnownHostsFile none\n StrictHostKeyChecking yes\n HashKnownHosts yes\n ConnectTimeout 1m\n \
-         AddressFamily inet6\n ServerAliveInterval 5\n ServerAliveCountMax 2\n BatchMode yes\n",
+         AddressFamily inet6\n ServerAliveInterval 5\n ServerAliveCountMax 2\n BatchMode yes\n \
+         RekeyLimit 512M 10m\n LogLevel ERROR\n",
     );
     let target = home.target("bastion");
     let at = |name: &str| home.path().join(name);
@@ -150,6 +153,8 @@ fn everything_honoured_reaches_the_target() {
     assert_eq!(target.address_family, AddressFamily::Inet6);
     assert_eq!((target.server_alive_interval, target.server_alive_count_max), (Duration::from_secs(5), 2));
     assert!(target.batch);
+    assert_eq!(target.rekey, Rekey { bytes: Some(512 << 20), after: Some(Duration::from_secs(600)) });
+    assert!(target.quiet);
 }
 
 #[test]
@@ -327,7 +332,7 @@ fn what_will_be_missed_is_said_once_and_the_rest_is_silent() {
     let home = Home::new(
         "LocalForward 1 h:1\nRemoteForward 2 h:2\nLocalForward 3 h:3\nForwardAgent yes\nForwardX11 no\n\
          ForwardX11 yes\nRemoteCommand none\nSendEnv LANG LC_*\nSendEnv FOO\nSetEnv A=b\nStdinNull yes\nControlMaster auto\n\
-         ControlPath ~/.ssh/%C\nUseKeychain yes\nAddKeysToAgent yes\nCompression yes\nLogLevel ERROR\nMatch final\n",
+         ControlPath ~/.ssh/%C\nUseKeychain no\nAddKeysToAgent yes\nCompression yes\nLogLevel ERROR\nMatch final\n",
     );
     let mut warnings = home.warnings("h");
     warnings.sort();
@@ -335,6 +340,7 @@ fn what_will_be_missed_is_said_once_and_the_rest_is_silent() {
         warnings,
         [
             "/.ssh/config:11: `StdinNull` is ignored for now",
+            "/.ssh/config:15: without effect in broker: `AddKeysToAgent`, `Compression`, `ControlPath`",
             "/.ssh/config:1: `LocalForward` is ignored for now",
             "/.ssh/config:2: `RemoteForward` is ignored for now",
             "/.ssh/config:4: `ForwardAgent` is ignored for now",

@@ -310,7 +310,8 @@ impl AsyncRead for Tcp {
     ) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
         #[cfg(target_os = "linux")]
-        if polled.is_ready() {
+        // Where more was there than there was room for, nobody waits to hear that it came.
+        if polled.is_ready() && buffer.remaining() > 0 {
             // The kernel falls back to delayed acknowledgements by itself; failing costs time only.
             rustix::net::sockopt::set_tcp_quickack(&self.stream, true).unwrap_or_default();
         }
