@@ -106,7 +106,7 @@ struct Site {
 impl Site {
     fn new(options: SshdOptions) -> Self {
         let options = options.config("GSSAPIAuthentication yes").config("GSSAPIStrictAcceptorCheck no");
-        let world = World::with(options);
+        let world = World::with_fresh_home(options);
         let kdc = Kdc::start(&world);
         let (known, strange) = (world.sshd.known_hosts_line(HOST), world.sshd.known_hosts_line(STRANGE));
         let known = known.trim().to_owned() + "\n" + strange.trim() + "\n";
@@ -246,6 +246,12 @@ fn a_ticket_opens_the_door_where_it_does_for_ssh() {
     site.with_key();
     assert_in(&site.both(&cache, &[YES], IN));
     assert_out(&site.both(&cache, &[], IN), &[]);
+    site.world.sshd.configure(&[&lines[..3], &["PubkeyAuthentication no".to_owned()]].concat());
+    assert_out(
+        &site.both(&cache, &[], IN),
+        &["takes Kerberos tickets alone", "`-o GSSAPIAuthentication=yes`\n"],
+    );
+    assert_in(&site.both(&cache, &[YES], IN));
     site.world.assert_clean();
 }
 
@@ -339,7 +345,6 @@ fn the_host_has_a_ticket_only_where_it_is_given_one() {
         let left: Vec<_> = tickets.iter().filter(|path| Path::new(path).exists()).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     });
-    std::fs::remove_file(site.world.home_file("tickets")).unwrap();
     site.world.assert_clean();
 }
 

@@ -163,5 +163,11 @@ fn a_ticket_that_would_open_the_door_is_missed_when_nothing_else_does() {
     assert_eq!(output.code, Some(255), "{output}");
     let words = "tried gssapi-with-mic not (this broker was built without it, `--features gssapi`)";
     assert!(output.stderr().contains(words), "{output}");
+
+    world.sshd.configure(&["GSSAPIAuthentication yes", "PubkeyAuthentication no"].map(str::to_owned));
+    let output = there(&mut world, &["-o", "GSSAPIAuthentication=no"], "true");
+    let words =
+        "takes Kerberos tickets alone: `kinit`, and `-o GSSAPIAuthentication=yes` and a broker built with";
+    assert!(output.stderr().contains(words), "{output}");
     world.assert_clean();
 }
