@@ -86,7 +86,7 @@ fn with_little_memory_it_works_or_says_that_there_is_too_little() {
     }
     let mut world = World::new();
     let (mut refused, mut worked) = (0, 0);
-    for mib in (24..=112).step_by(8) {
+    for mib in (24..=112).step_by(16) {
         let limit = format!("ulimit -v $(({mib} * 1024));");
         let output = limited(&mut world, &limit, &["-p", "dev", "--", "echo", "works"]);
         match output.code {

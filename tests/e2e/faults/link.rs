@@ -1,7 +1,12 @@
 //! The link dies, is silent, or is held up; and so is the laptop, or its clock.
 
 use std::{
+    net::{Shutdown, TcpListener, TcpStream},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -45,7 +50,7 @@ fn row_1_a_request_under_way_is_cut_and_the_next_one_answered() {
     let mut tunnel = world.tunnel(&["-p", "dev"]);
     let token = tunnel.token();
     // Connected and silent, as a client is between its connection and its request.
-    let mut waiting = std::net::TcpStream::connect(("127.0.0.1", 4144)).unwrap();
+    let mut waiting = TcpStream::connect(("127.0.0.1", 4144)).unwrap();
     world.sshd.kill_connections();
     tunnel.wait_until_back(PATIENCE);
     let request = "GET / HTTP/1.1\r\nHost: 127.0.0.1:4144\r\n\r\n";
@@ -196,6 +201,52 @@ fn row_6_after_a_sleep_a_living_link_goes_on() {
     tunnel.process.signal(Signal::SIGCONT);
     let lost = || tunnel.process.text(Stream::Stderr).contains("connecting again");
     assert!(!within(Duration::from_secs(6), lost), "{}", tunnel.process.text(Stream::Stderr));
+    assert_serves_as_before(&mut world, &tunnel, &token);
+    assert_stops_clean(&mut world, tunnel);
+}
+
+/// Has one address lead to another; counts who came.
+fn passes_on(from: (&'static str, u16), to: (&'static str, u16)) -> Arc<AtomicU32> {
+    let count = Arc::new(AtomicU32::new(0));
+    let (listener, counted) = (TcpListener::bind(from).unwrap(), Arc::clone(&count));
+    std::thread::spawn(move || {
+        for here in listener.incoming() {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let (here, there) = (here.unwrap(), TcpStream::connect(to).unwrap());
+            for (mut from, mut to) in [(here.try_clone().unwrap(), there.try_clone().unwrap()), (there, here)]
+            {
+                std::thread::spawn(move || {
+                    let _copied = std::io::copy(&mut from, &mut to);
+                    let _ended = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    count
+}
+
+#[test]
+fn a_name_with_several_machines_leads_back_to_the_one_that_it_was() {
+    if sandbox::isolated!() {
+        return;
+    }
+    let mut world = World::new();
+    let hosts = world.laptop.write("hosts", "127.0.0.2 login\n", 0o644);
+    let mounted = Command::new("mount").arg("--bind").arg(&hosts).arg("/etc/hosts").status().unwrap();
+    assert!(mounted.success());
+    let port = world.sshd.port();
+    let came = passes_on(("127.0.0.2", port), ("127.0.0.1", port));
+    let known_as = format!("HostKeyAlias=[127.0.0.1]:{port}");
+    let mut tunnel = world.tunnel(&["-p", "dev", "-o", "HostName=login", "-o", &known_as]);
+    let token = tunnel.token();
+    // Another node of the same name, which getaddrinfo has come first (RFC 6724, rule 9).
+    std::fs::write(&hosts, "127.0.0.1 login\n127.0.0.2 login\n").unwrap();
+    for back in 1..3 {
+        world.sshd.kill_connections();
+        tunnel.wait_until_lost(PATIENCE);
+        tunnel.wait_until_back(PATIENCE);
+        assert_eq!(came.load(Ordering::Relaxed), 1 + back);
+    }
     assert_serves_as_before(&mut world, &tunnel, &token);
     assert_stops_clean(&mut world, tunnel);
 }
