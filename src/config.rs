@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     io::IsTerminal as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -28,7 +28,7 @@ use crate::{
     },
     remote::exports::Shell,
     ssh::{
-        config::{ConfigFile, Destination, Request, Session, Surroundings, find_host},
+        config::{ConfigFile, Destination, FilesRead, Request, Session, Surroundings, find_host},
         target::{AddressFamily, EnvironmentKey, Target, Tty, Wishes},
     },
     tls,
@@ -42,12 +42,26 @@ pub(crate) struct Environment {
     key: Option<EnvironmentKey>,
     file: Arc<File>,
     file_mistake: Option<Arc<file::Error>>,
+    /// What was read before, while many hosts are planned.
+    read: Option<Read>,
     pub(crate) home: PathBuf,
     pub(crate) user: String,
     pub(crate) host_name: String,
 }
 
+/// Files of the user that are the same for every host.
+#[derive(Clone, Debug, Default)]
+struct Read {
+    ssh: FilesRead,
+    aws: Arc<OnceLock<Arc<Profiles>>>,
+}
+
 impl Environment {
+    /// Returns the same, which reads each file once: for the plans of many hosts, and no longer than for them.
+    pub(crate) fn reading_once(&self) -> Self {
+        Self { read: Some(Read::default()), ..self.clone() }
+    }
+
     /// Reads the environment, the home directory and the names of this user and machine.
     pub(crate) fn capture() -> Result<Self, Error> {
         let variables: BTreeMap<String, String> = std::env::vars_os()
@@ -62,7 +76,16 @@ impl Environment {
             .ok_or(Error::NoUser)?;
         let host_name =
             nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-        Ok(Self { variables, key: None, file: Arc::default(), file_mistake: None, home, user, host_name })
+        Ok(Self {
+            variables,
+            key: None,
+            file: Arc::default(),
+            file_mistake: None,
+            read: None,
+            home,
+            user,
+            host_name,
+        })
     }
 
     /// Returns a variable that is set and not empty.
@@ -171,8 +194,18 @@ impl Environment {
     }
 
     /// Returns every profile and session that the files hold, with what the environment adds to them.
-    pub(crate) fn aws_profiles(&self) -> Result<Profiles, crate::aws::profile::Error> {
-        Profiles::load(&self.aws_files(), Ambient::read(|name| self.get(name), &self.home))
+    pub(crate) fn aws_profiles(&self) -> Result<Arc<Profiles>, crate::aws::profile::Error> {
+        let before = self.read.as_ref().map(|read| &read.aws);
+        if let Some(profiles) = before.and_then(|before| before.get()) {
+            return Ok(Arc::clone(profiles));
+        }
+        let ambient = Ambient::read(|name| self.get(name), &self.home);
+        let profiles = Arc::new(Profiles::load(&self.aws_files(), ambient)?);
+        if let Some(before) = before {
+            // Nobody else plans meanwhile.
+            before.set(Arc::clone(&profiles)).unwrap_or_default();
+        }
+        Ok(profiles)
     }
 }
 
@@ -492,6 +525,7 @@ fn asked(flags: &Flags, environment: &Environment) -> Result<(Request, Surroundi
         },
         env: environment.variables().clone(),
         find_host,
+        files: environment.read.as_ref().map(|read| read.ssh.clone()),
     };
     Ok((request, surroundings))
 }

@@ -341,6 +341,7 @@ impl Common {
 
 /// Makes a plan for every host, or says what is wrong with the first that has something wrong.
 async fn plans(hosts: &[ForHost], output: &Output, environment: &Environment) -> Result<Vec<Plan>, Failure> {
+    let environment = &environment.reading_once();
     let known = aliases(&environment.home);
     let mut seen = BTreeSet::new();
     let mut plans = Vec::new();

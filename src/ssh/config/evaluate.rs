@@ -2,8 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,13 +9,13 @@ use std::{
 use super::{
     ConfigFile, Error, Request, Surroundings, Warning,
     canonical::{self, Canonicalize},
-    destination, expand, glob,
+    destination, expand, files, glob,
     keyword::{self, Keyword, Syntax},
     line::{self, Line, Place},
     pattern::{self, ListMatch},
     print, way,
 };
-use crate::{private_fs, ssh::target::AddressFamily};
+use crate::ssh::target::AddressFamily;
 
 /// How deep files may include each other; OpenSSH's number.
 const DEEPEST: usize = 16;
@@ -210,13 +208,14 @@ impl Evaluator<'_> {
     }
 
     fn file(&mut self, source: &Source, mut active: bool) -> Result<Found, Error> {
-        let Some(text) = read(&source.path, source.checked)? else { return Ok(Found::No) };
-        for line in line::parse(&text, &source.path)? {
+        let before = self.surroundings.files.as_ref();
+        let Some(lines) = files::lines(&source.path, source.checked, before)? else { return Ok(Found::No) };
+        for line in lines.iter() {
             match keyword::lookup(&line.keyword) {
-                Some(Keyword::Host) => active = self.host_applies(&line)? && !source.never,
-                Some(Keyword::Match) => active = self.match_applies(&line, source.never)? && !source.never,
-                Some(Keyword::Include) => self.include(&line, source, active)?,
-                Some(known) => self.setting(known, &line, active, source.by_user)?,
+                Some(Keyword::Host) => active = self.host_applies(line)? && !source.never,
+                Some(Keyword::Match) => active = self.match_applies(line, source.never)? && !source.never,
+                Some(Keyword::Include) => self.include(line, source, active)?,
+                Some(known) => self.setting(known, line, active, source.by_user)?,
                 None if !active || self.is_ignored_unknown(&line.keyword) => {}
                 None => {
                     self.warn(&line.place, format!("`{}` is unknown and ignored", printable(&line.keyword)));
@@ -484,40 +483,6 @@ impl Evaluator<'_> {
 enum Found {
     Yes,
     No,
-}
-
-fn read(path: &Path, checked: bool) -> Result<Option<String>, Error> {
-    let bytes = if checked {
-        match private_fs::read_config(path) {
-            Ok(Some(bytes)) => bytes.to_vec(),
-            Ok(None) => return Ok(None),
-            Err(source @ (private_fs::Error::Foreign { .. } | private_fs::Error::Exposed { .. })) => {
-                return Err(Error::Permissions { path: path.to_owned(), source });
-            }
-            Err(private_fs::Error::Io { source, .. }) => {
-                return Err(Error::Read { path: path.to_owned(), source });
-            }
-            Err(other) => {
-                return Err(Error::Read { path: path.to_owned(), source: io::Error::other(other) });
-            }
-        }
-    } else {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut bytes = Vec::new();
-            File::open(path)?.take(private_fs::LARGEST).read_to_end(&mut bytes)?;
-            if bytes.len() as u64 == private_fs::LARGEST {
-                return Err(io::ErrorKind::FileTooLarge.into());
-            }
-            Ok(bytes)
-        };
-        match read() {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
-        }
-    };
-    // What was no UTF-8 is refused by the tokeniser, unless it stands in a comment.
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn printable(text: &str) -> String {

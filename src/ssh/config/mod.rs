@@ -15,6 +15,7 @@ mod criteria;
 mod destination;
 mod evaluate;
 mod expand;
+mod files;
 mod glob;
 mod host_keys;
 mod keyword;
@@ -30,6 +31,7 @@ mod wishes;
 
 use std::{collections::BTreeMap, fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
+pub(crate) use self::files::FilesRead;
 pub(crate) use self::{canonical::find_host, destination::Destination, line::Place, print::print};
 use self::{
     evaluate::{Evaluated, Setting},
@@ -106,6 +108,8 @@ pub(crate) struct Surroundings {
     pub(crate) env: BTreeMap<String, String>,
     /// Whether the resolver finds a name: for `CanonicalizeHostname`.
     pub(crate) find_host: fn(&str) -> bool,
+    /// What was read before, for whoever resolves many hosts at a time.
+    pub(crate) files: Option<FilesRead>,
 }
 
 /// Which configuration the user wants read.

@@ -129,6 +129,7 @@ impl Case {
             ssh_auth_sock: None,
             user_config: ConfigFile::Path(self.config.clone()),
             system_config: PathBuf::from("/etc/ssh/ssh_config"),
+            files: None,
             env: BTreeMap::from([("ORACLE".to_owned(), "/from/env".to_owned())]),
             find_host: |_| false,
         };

@@ -40,6 +40,7 @@ impl Home {
             ssh_auth_sock: Some("/run/agent".into()),
             user_config: ConfigFile::Default,
             system_config: self.path().join("etc/ssh_config"),
+            files: None,
             env: BTreeMap::from([("KEYS".to_owned(), "/keys".to_owned())]),
             find_host: |name| name == "web.corp.example." || name == "rooted.example.",
         }
