@@ -231,7 +231,7 @@ fn revoked_keys_and_what_a_program_says_of_hosts_count_as_with_ssh() {
     program("fails", &format!("echo \"$1 {key}\"; echo broken >&2; exit 1"));
     let certified = format!("@cert-authority 127.0.0.1 {}\n", authority.public);
     let (plain, nobody) = (format!("{line}\n"), String::new());
-    let marked = format!("{line}\n@revoked 127.0.0.1 {}\n", authority.public);
+    let marked = format!("{line}\n@revoked * {}\n", authority.public);
     let revoked = |name: &str| format!("RevokedHostKeys={}", place.join(name).display());
     let command = |name: &str| format!("KnownHostsCommand={} %H %I %t", place.join(name).display());
     for (known_hosts, option, taken, words) in [

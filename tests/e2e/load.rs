@@ -184,7 +184,7 @@ fn keys_are_renewed_as_often_as_ssh_config_says() {
         return;
     }
     let mut world = World::with(SshdOptions::default().config("LogLevel DEBUG1"));
-    for (limit, least, most) in [("1M", 7, 20), ("default none", 1, 1)] {
+    for (limit, least, most) in [("1M", 4, 20), ("default none", 1, 1)] {
         let before = world.sshd.log().matches("SSH2_MSG_KEXINIT received").count();
         let limit = format!("RekeyLimit={limit}");
         let command = "head -c 8000000 /dev/zero";
