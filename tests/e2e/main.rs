@@ -53,6 +53,7 @@ mod recipes;
 mod refusals;
 mod returns;
 mod rudeness;
+mod screens;
 mod sdks;
 mod security_keys;
 mod services;
