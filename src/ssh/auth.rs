@@ -41,6 +41,9 @@ const MOST_FAILURES: usize = 6;
 /// Questions of one login, all rounds and methods together.
 const MOST_QUESTIONS: usize = 48;
 
+/// What a server may have a person read between the questions of one login, in bytes: as much as in banners.
+const MOST_SAID: usize = 16 * 1024;
+
 /// How one method went.
 enum Step {
     In,
@@ -60,6 +63,8 @@ struct Login<'a> {
     offered: MethodSet,
     failures: usize,
     questions_left: usize,
+    /// What the server may still say.
+    said_left: usize,
     /// Whether a person was not asked because of the host's key.
     unheard: bool,
     rsa_hash: Option<Result<Option<HashAlg>, ()>>,
@@ -82,6 +87,7 @@ pub(super) async fn authenticate(
         offered: MethodSet::empty(),
         failures: 0,
         questions_left: MOST_QUESTIONS,
+        said_left: MOST_SAID,
         unheard: false,
         rsa_hash: None,
         person: false,

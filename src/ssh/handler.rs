@@ -132,7 +132,8 @@ impl Shared {
 
     /// Returns why the connection is over, if it is.
     pub(super) fn ended_already(&self) -> Option<Ended> {
-        self.ended.borrow().clone()
+        // The session loop may not have noticed yet that we cut it.
+        self.ended.borrow().clone().or_else(|| self.kill.reason().map(Ended::Killed))
     }
 
     /// Waits until the connection is over.

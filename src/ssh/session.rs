@@ -166,6 +166,7 @@ impl Unauthenticated {
     pub(crate) async fn authenticate(mut self, target: &Target) -> Result<Session, Error> {
         let person = Box::pin(auth::authenticate(&mut self.handle, &self.shared, target)).await?;
         let Self { handle, shared, guard } = self;
+        shared.kill.trust();
         let environment = target.session.environment.clone();
         Ok(Session { handle, shared, environment, person, guard })
     }

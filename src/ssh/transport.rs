@@ -1,7 +1,9 @@
 //! The byte stream below SSH: cut when it stalls, and by hand.
 //!
 //! russh polls none of its timers while a write is blocked, so a dead peer with a full send buffer would hang
-//! the connection for ever. Here every write has to make progress, and [`Kill`] ends both directions at once.
+//! the connection for ever. Here every write has to make progress, and [`Kill`] ends both directions at once. And russh
+//! queues every answer to a login without a bound, also while a person is thinking: so a server that has not let us in
+//! may say so much and no more.
 
 use std::{
     io,
@@ -24,6 +26,10 @@ use super::read_ahead::ReadAhead;
 
 /// How long bytes may wait to be written without any progress. As long as TCP_USER_TIMEOUT: one reason, one number.
 pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a server may send before it lets us in, in bytes. The longest honest banners, moduli and questions are some dozens
+/// of KB; the smallest answer is 36 bytes on the wire and some 600 in russh's queue, which makes 17 MB of it.
+const MOST_BEFORE_LOGIN: usize = 1 << 20;
 
 /// Why we cut a connection.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -48,6 +54,8 @@ struct Switch {
     killed: watch::Sender<Option<Killed>>,
     /// Whether nothing more is read for now.
     held: AtomicBool,
+    /// Whether the server has let us in.
+    trusted: AtomicBool,
     wakers: Mutex<Wakers>,
 }
 
@@ -59,8 +67,12 @@ struct Wakers {
 
 impl Kill {
     fn new() -> Self {
-        let held = AtomicBool::new(false);
-        Self(Arc::new(Switch { killed: watch::Sender::new(None), held, wakers: Mutex::default() }))
+        Self(Arc::new(Switch {
+            killed: watch::Sender::new(None),
+            held: AtomicBool::new(false),
+            trusted: AtomicBool::new(false),
+            wakers: Mutex::default(),
+        }))
     }
 
     /// Makes every read and write fail from now on. The first reason stays.
@@ -87,6 +99,11 @@ impl Kill {
                 waker.wake();
             }
         }
+    }
+
+    /// Lets the server send as much as it likes: it has let us in.
+    pub(super) fn trust(&self) {
+        self.0.trusted.store(true, Ordering::Release);
     }
 
     #[cfg(test)]
@@ -121,6 +138,8 @@ impl Kill {
 pub(crate) struct Transport<S> {
     inner: ReadAhead<S>,
     kill: Kill,
+    /// What may still come before the server lets us in.
+    left: usize,
     stall: Pin<Box<Sleep>>,
     waiting: bool,
 }
@@ -132,6 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
         let transport = Self {
             inner: ReadAhead::new(inner),
             kill: kill.clone(),
+            left: MOST_BEFORE_LOGIN,
             stall: Box::pin(tokio::time::sleep(STALL_TIMEOUT)),
             waiting: false,
         };
@@ -175,7 +195,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
                 return Poll::Pending;
             }
         }
+        let before = buffer.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        if !self.kill.0.trusted.load(Ordering::Acquire) {
+            let Some(left) = self.left.checked_sub(buffer.filled().len() - before) else {
+                let what = format!("it sent more than {} KiB before it let us in", MOST_BEFORE_LOGIN / 1024);
+                self.kill.kill(Killed::Violation(what));
+                return Poll::Ready(self.kill.check());
+            };
+            self.left = left;
+        }
         if polled.is_pending() {
             self.kill.wakers().reader = Some(cx.waker().clone());
             self.kill.check()?;
@@ -260,6 +289,24 @@ mod tests {
             kill.kill(Killed::Ours);
         });
         assert!(read.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_has_not_let_us_in_may_say_so_much_and_no_more() {
+        for trusted in [false, true] {
+            let (ours, mut theirs) = duplex(1 << 16);
+            let (mut transport, kill) = Transport::new(ours);
+            if trusted {
+                kill.trust();
+            }
+            let (mut buffer, sent) = (vec![0; MOST_BEFORE_LOGIN], vec![0; MOST_BEFORE_LOGIN]);
+            let (read, written) = tokio::join!(transport.read_exact(&mut buffer), theirs.write_all(&sent));
+            read.unwrap();
+            written.unwrap();
+            theirs.write_all(b"x").await.unwrap();
+            assert_eq!(transport.read(&mut buffer).await.is_ok(), trusted);
+            assert_eq!(matches!(kill.reason(), Some(Killed::Violation(_))), !trusted);
+        }
     }
 
     /// Whether `future` waits when it is polled once.

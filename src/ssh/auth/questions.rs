@@ -28,6 +28,10 @@ impl Login<'_> {
         let mut answer = timeout_at(deadline, starting).await;
         let mut answered = false;
         for _ in 0..MOST_ROUNDS {
+            // What is still in the queue of a connection that is over is of no interest.
+            if self.shared.ended_already().is_some() {
+                return Err(self.over().await);
+            }
             let responses = match answer {
                 Err(_) => return Err(self.stalled("keyboard-interactive")),
                 Ok(Err(_)) => return Err(self.over().await),
@@ -38,7 +42,8 @@ impl Login<'_> {
                 Ok(Ok(Interactive::InfoRequest { name, instructions, prompts })) => {
                     for text in [name, instructions] {
                         let text = crate::printable::printable(text.trim());
-                        if !text.is_empty() {
+                        if !text.is_empty() && text.len() <= self.said_left {
+                            self.said_left -= text.len();
                             self.shared.human.tell(&on_every_line(&format!("{}: ", self.shared.host), &text));
                         }
                     }

@@ -54,6 +54,7 @@ PROMPTS = {
     'prompts-huge': (HUGE, HUGE, [(HUGE, False)]),
     'prompts-none': ('', 'wait', []),
     'prompts-endless': ('', '', [('Again: ', False)]),
+    'prompts-meanwhile': ('', '', [('Think: ', False)]),
 }
 
 
@@ -95,7 +96,13 @@ class Server(asyncssh.SSHServer):
     def kbdint_auth_supported(self):
         return MODE in PROMPTS
 
+    def talk_meanwhile(self):
+        """What is sent while a person thinks about what was asked."""
+        for _ in range(6000 if MODE == 'prompts-meanwhile' else 0):
+            self.conn.send_packet(INFO_REQUEST, String('n' * 30_000), String(''), String(''), UInt32(0))
+
     def get_kbdint_challenge(self, *_):
+        asyncio.get_running_loop().call_later(0.2, self.talk_meanwhile)
         name, instructions, prompts = PROMPTS[MODE]
         return name, instructions, '', prompts
 
