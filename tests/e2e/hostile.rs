@@ -133,7 +133,7 @@ fn a_server_that_misbehaves_is_left_in_words_and_learns_nothing() {
         ("megabyte", 6, "did not run our helper"),
         ("megabyte-later", 6, "helper"),
         ("odd-uid", 6, "incomplete facts"),
-        ("others-listener", 6, "ours alone"),
+        ("others-listener", 6, "in use by another user (uid 666)"),
         ("wide-listener", 6, "ours alone"),
         ("odd-listener", 6, "helper"),
         ("odd-directory", 6, "helper"),

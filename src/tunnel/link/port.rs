@@ -11,19 +11,21 @@ use tracing::debug;
 
 use super::{
     super::{CallerCheck, Error, Event, Inputs, PortWish, reconnect::Again, trust},
-    Link,
+    Link, TaskEnd,
 };
 use crate::{
+    caller::Uid,
     remote::{
         helper::{Facts, Helper, Nonce},
         install::{Key, Stay},
-        probe::{self, Attempt, Probes},
-        sockets,
+        probe::{self, Attempt, Probes, Refusal},
+        sockets::{self, ListenerProblem},
         stale::How,
     },
     ssh::{
         error::ForwardRefused,
         forward::{Arrival, Forward},
+        pump::Pump,
     },
     tasks::reraise,
     tls::{Identity, Stream},
@@ -48,15 +50,49 @@ impl Link {
                 .ok_or(refused),
             asked => asked,
         };
-        let (forward, port) = match asked {
-            Ok((forward, _)) => (forward, wanted),
-            Err(refused) => Box::pin(self.another_port(inputs, helper, wanted, refused)).await?,
+        let refusal = match asked {
+            // dropbear is content with [::1] where somebody else has 127.0.0.1.
+            Ok((forward, _)) => match Box::pin(self.proven(inputs, helper, forward, wanted)).await {
+                Err(Error::Listener { problem: ListenerProblem::Foreign { port, uid }, .. }) => {
+                    Refusal::PortBusy { port, uid }
+                }
+                // So it may be root, whom nobody can tell from sshd by the listener alone.
+                Err(
+                    error @ (Error::SelfTest { .. }
+                    | Error::Listener { problem: ListenerProblem::Exposed { .. }, .. }),
+                ) if inputs.options.port == PortWish::Auto => {
+                    let refusal = Refusal::PortBusy { port: wanted, uid: Uid(0) };
+                    let another = Box::pin(self.another_port(inputs, helper, refusal)).await;
+                    self.keep(another.map_err(|_| error)?);
+                    return Ok(());
+                }
+                proven => {
+                    self.keep((proven?, wanted));
+                    return Ok(());
+                }
+            },
+            Err(refused) => Box::pin(self.why(helper, wanted, refused)).await?,
         };
-        let forward = self.check_listener(inputs, helper, forward, port).await?;
-        let forward = Box::pin(self.self_test(inputs, forward, port)).await?;
+        let another = Box::pin(self.another_port(inputs, helper, refusal)).await?;
+        self.keep(another);
+        Ok(())
+    }
+
+    fn keep(&mut self, (forward, port): (Forward, u16)) {
         self.forwards.push(forward);
         self.ways.port = Some(port);
-        Ok(())
+    }
+
+    /// Proves that the listener is ours alone and leads to us, or gives it up.
+    async fn proven(
+        &mut self,
+        inputs: &Inputs,
+        helper: (&Helper, &Facts),
+        forward: Forward,
+        port: u16,
+    ) -> Result<Forward, Error> {
+        let forward = self.check_listener(inputs, helper, forward, port).await?;
+        self.self_test(inputs, forward, port).await
     }
 
     /// Ends dead connections of ours that the host still believes in, and takes the port if one of them had it.
@@ -92,14 +128,13 @@ impl Link {
         None
     }
 
-    /// Finds out why the port was refused, and takes one of our own where that is what the user wants.
-    async fn another_port(
+    /// Finds out why the port was refused.
+    async fn why(
         &self,
-        inputs: &Inputs,
         (helper, facts): (&Helper, &Facts),
         wanted: u16,
         refused: ForwardRefused,
-    ) -> Result<(Forward, u16), Error> {
+    ) -> Result<Refusal, Error> {
         if !matches!(refused, ForwardRefused::Denied { .. }) {
             return Err(Error::Ssh(refused.into()));
         }
@@ -108,12 +143,25 @@ impl Link {
             any_port: self.probe_any_port().await,
             unix_socket: self.probe_unix_socket(helper).await,
         };
-        let refusal = probe::classify(wanted, probes, listening.as_ref(), facts.uid);
+        Ok(probe::classify(wanted, probes, listening.as_ref(), facts.uid))
+    }
+
+    /// Takes a port of our own instead of the one that could not be had, where that is what the user wants.
+    async fn another_port(
+        &mut self,
+        inputs: &Inputs,
+        helper: (&Helper, &Facts),
+        refusal: Refusal,
+    ) -> Result<(Forward, u16), Error> {
         if refusal.is_about_this_port() && inputs.options.port == PortWish::Auto {
             for attempt in 0..FALLBACK_PORTS {
-                let port = probe::fallback_port(facts.uid, attempt);
+                let port = probe::fallback_port(helper.1.uid, attempt);
                 match self.session.forward_tcp(port).await {
                     Ok((forward, _)) => {
+                        let forward = match self.proven(inputs, helper, forward, port).await {
+                            Err(Error::Listener { problem: ListenerProblem::Foreign { .. }, .. }) => continue,
+                            proven => proven?,
+                        };
                         let message = format!("{refusal}; using port {port} instead");
                         inputs.observe(Event::Notice { message });
                         return Ok((forward, port));
@@ -200,7 +248,12 @@ impl Link {
     }
 
     /// Sends a nonce to the port from the host's side; it must come out at our end.
-    async fn self_test(&self, inputs: &Inputs, mut forward: Forward, port: u16) -> Result<Forward, Error> {
+    async fn self_test(
+        &mut self,
+        inputs: &Inputs,
+        mut forward: Forward,
+        port: u16,
+    ) -> Result<Forward, Error> {
         let (stream, pump) = match self.session.direct_tcpip("127.0.0.1", port).await {
             Ok(opened) => opened,
             // PermitOpen and the like: the listener was verified, so this proves nothing against it.
@@ -212,26 +265,41 @@ impl Link {
         let nonce = Nonce::generate()?;
         let expected = nonce.as_str().to_owned();
         let send = say(stream, inputs.tls.clone(), nonce);
-        let sending = async {
+        let mut sending = Box::pin(async move {
             tokio::join!(send, pump);
-            std::future::pending::<()>().await;
-        };
+        });
+        let mut sent = false;
         let arrived = async {
             let mut candidates = JoinSet::new();
             loop {
                 tokio::select! {
-                    arrival = forward.arrivals.recv() => match arrival {
-                        Some(arrival) => { candidates.spawn(bears(arrival, inputs.tls.clone(), expected.clone())); }
-                        None => return false,
+                    arrival = forward.arrivals.recv() => {
+                        let arrival = arrival?;
+                        candidates.spawn(bears(arrival, inputs.tls.clone(), expected.clone()));
+                    }
+                    Some(candidate) = candidates.join_next() => if let Some(rest) = reraise(candidate) {
+                        return Some(rest);
                     },
-                    Some(candidate) = candidates.join_next() => if reraise(candidate) { return true; },
+                    () = &mut sending, if !sent => sent = true,
                 }
             }
         };
-        let arrived = async {
-            tokio::select! { () = sending => false, arrived = arrived => arrived }
-        };
-        if matches!(tokio::time::timeout(SELF_TEST_TIMEOUT, arrived).await, Ok(true)) {
+        let arrived = tokio::time::timeout(SELF_TEST_TIMEOUT, arrived).await;
+        if let Ok(Some(rest)) = arrived {
+            // The proof is there. The server may take its time to close both ends, and asyncssh never does.
+            self.tasks.spawn(async move {
+                let unsent = async {
+                    if !sent {
+                        sending.await;
+                    }
+                };
+                tokio::join!(unsent, async {
+                    if let Some(pump) = rest {
+                        pump.await;
+                    }
+                });
+                TaskEnd::Server
+            });
             return Ok(forward);
         }
         self.session.cancel(forward).await;
@@ -258,15 +326,26 @@ async fn say<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, tls: Option<Arc<I
     }
 }
 
-/// Whether this connection brings the nonce, and nothing else first.
-async fn bears(arrival: Box<Arrival>, tls: Option<Arc<Identity>>, nonce: String) -> bool {
-    let Arrival { stream, pump, .. } = *arrival;
+/// Whether this connection brings the nonce, and nothing else first; if so, returns what is left to be driven of it.
+async fn bears(arrival: Box<Arrival>, tls: Option<Arc<Identity>>, nonce: String) -> Option<Option<Pump>> {
+    let Arrival { stream, mut pump, .. } = *arrival;
     let mut stream = Stream::new(stream, tls.as_deref());
-    let read = async move {
+    let mut read = Box::pin(async move {
         let mut said = vec![0; nonce.len()];
         stream.read_exact(&mut said).await.is_ok() && said == nonce.as_bytes()
-    };
-    tokio::join!(read, pump).0
+    });
+    tokio::select! {
+        biased;
+        proven = &mut read => match proven {
+            true => Some(Some(pump)),
+            false => {
+                pump.await;
+                None
+            }
+        },
+        // What came before the end can still be read.
+        _ = &mut pump => read.await.then_some(None),
+    }
 }
 
 /// One round trip through the host and back, on a slow line.

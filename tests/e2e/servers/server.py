@@ -161,6 +161,7 @@ async def liar(process, facts, answers=()):
         record.write(line)
         number, *command = line.decode().split()
         for answer in dict(answers).get(command[0], ['ok']) if command else []:
+            answer = answer.replace('PORT', command[-1])
             process.stdout.write(f'{nonce} {number} {answer}\n'.encode())
 
 
@@ -192,7 +193,7 @@ async def helper(process):
     elif MODE == 'odd-uid':
         await liar(process, ['row uid ' + RED] + FACTS[1:])
     elif MODE == 'others-listener':
-        await liar(process, FACTS, [('listen', ['row 0100007F:1030 666', 'ok'])])
+        await liar(process, FACTS, [('listen', ['row 0100007F:PORT 666', 'ok'])])
     elif MODE == 'wide-listener':
         await liar(process, FACTS, [('listen', ['row 00000000:1030 4242', 'ok'])])
     elif MODE == 'odd-listener':
