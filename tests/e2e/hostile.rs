@@ -2,7 +2,7 @@
 //! code, prints nothing of theirs raw, and has told them no secret.
 //!
 //! Most of them are `servers/server.py`, a real SSH server that lets everybody in and then behaves as its argument
-//! says; those that do not get as far as SSH are threads here. The same server, honest, is one that users meet.
+//! says; those that do not get as far as SSH are threads here.
 
 use std::{
     io::{Read as _, Write as _},
@@ -16,7 +16,6 @@ use std::{
 
 use nix::sys::signal::Signal;
 use sandbox::{
-    bastion::{Bastion, Options},
     home::{Home, Host, Output, Process, Stream},
     secrets::{Place, assert_no_secret},
 };
@@ -225,95 +224,6 @@ fn a_flood_of_channels_or_banners_costs_little_and_ends_nothing() {
         assert_printable(&output);
         world.heard(mode, &output);
     }
-    world.assert_clean();
-}
-
-/// Prints the ARN, as users' programs would get it.
-const BOTO3: &str = "import boto3; print(boto3.client('sts').get_caller_identity()['Arn'])";
-
-/// The whole job against a server that is not OpenSSH: the role in a command, its streams and its status.
-fn assert_does_the_job(world: &mut World, alias: &str) {
-    let places: Vec<_> =
-        world.aws.environment().iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let python = sdk("python/bin/python");
-    let command =
-        format!("env {} {} -c \"{BOTO3}\"; echo err >&2; exit 9", places.join(" "), python.display());
-    let connect = world.broker(&["connect", alias, "--batch", "-p", "dev", "--", &command]);
-    let output = world.run(connect);
-    assert_eq!(output.stdout().trim(), World::arn("Developer"), "{alias}: {output}");
-    assert_eq!(output.code, Some(9), "{alias}: {output}");
-    assert!(output.stderr().contains("err\n"), "{alias}: {output}");
-    let mut connect = world.broker(&["connect", alias, "--batch", "-p", "dev", "--", "cat | wc -c"]);
-    connect.stdin(std::process::Stdio::piped());
-    let output = world.laptop.run_with(connect, &vec![b'x'; 3_000_000]);
-    assert_eq!((output.stdout().trim(), output.code), ("3000000", Some(0)), "{alias}: {output}");
-}
-
-#[test]
-fn asyncssh_is_served_like_openssh() {
-    if sandbox::isolated!() {
-        return;
-    }
-    let mut world = World::new();
-    let server = Server::start(&world, "honest");
-    assert_does_the_job(&mut world, &server.alias);
-    world.assert_clean();
-}
-
-#[test]
-fn dropbear_is_served_like_openssh() {
-    if sandbox::isolated!() {
-        return;
-    }
-    let mut world = World::new();
-    // It reads only the keys in the user's own home, so this namespace gets an empty one.
-    let user = world.sshd.user().clone();
-    let home = user.home.to_str().unwrap().to_owned();
-    let prepare = format!(
-        "mount -t tmpfs -o mode=755,uid={} tmpfs {home} && mkdir -m 700 {home}/.ssh && \
-         ssh-keygen -y -f {} > {home}/.ssh/authorized_keys && chown -R {}:{} {home} && \
-         mkdir /run/dropbear && dropbearkey -t ed25519 -f /run/dropbear/key | grep ^ssh-",
-        user.uid,
-        world.sshd.client_key_path().display(),
-        user.uid,
-        user.gid
-    );
-    let mut shell = Command::new("sh");
-    shell.args(["-c", &prepare]);
-    let key = world.laptop.run(shell).success().stdout();
-    let key = key.split(' ').take(2).collect::<Vec<_>>().join(" ");
-    let mut dropbear = Command::new("dropbear");
-    dropbear.args(["-F", "-E", "-p", "127.0.0.1:2222", "-r", "/run/dropbear/key", "-P", "/run/dropbear/pid"]);
-    let mut dropbear = world.laptop.spawn(dropbear);
-    dropbear.wait_for_line(Stream::Stderr, "Not backgrounding", PATIENCE);
-    world.laptop.add_host(&Host {
-        alias: "dropbear".to_owned(),
-        port: 2222,
-        user: user.name.clone(),
-        known_hosts_line: format!("[127.0.0.1]:2222 {}\n", key.trim()),
-        key: world.sshd.client_key(),
-    });
-    assert_does_the_job(&mut world, "dropbear");
-    drop(dropbear);
-    world.assert_clean();
-}
-
-#[test]
-fn the_bastion_of_the_sandbox_is_served_like_openssh() {
-    if sandbox::isolated!() {
-        return;
-    }
-    let mut world = World::new();
-    let bastion = Bastion::start(Options { home: "/root".into(), ..Options::default() });
-    world.laptop.add_host(&Host {
-        alias: "pretend".to_owned(),
-        port: bastion.port(),
-        user: "root".to_owned(),
-        known_hosts_line: bastion.known_hosts_line("127.0.0.1"),
-        key: bastion.client_key(),
-    });
-    assert_does_the_job(&mut world, "pretend");
-    assert_eq!(bastion.children(), [0; 0]);
     world.assert_clean();
 }
 

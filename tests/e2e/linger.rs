@@ -12,7 +12,7 @@ use std::{
 use nix::sys::signal::Signal;
 use sandbox::{home::Output, sshd::SshdOptions, users::User};
 
-use crate::support::{BASTION, PATIENCE, STOP, World, eventually, sdk, within};
+use crate::support::{BASTION, PATIENCE, STOP, World, eventually, offers, sdk, within};
 
 const ARN: &str = "import boto3, sys; p = sys.argv[1] if len(sys.argv) > 1 else None; \
                    print(boto3.Session(profile_name=p).client('sts').get_caller_identity()['Arn'])";
@@ -99,6 +99,9 @@ fn after_the_end_boto3_and_the_cli_go_on_in_every_transport_until_clean() {
     }
     for (transport, forwards) in [("auto", ""), ("tcp", ""), ("unix", ""), ("file", "DisableForwarding yes")]
     {
+        if !offers(transport) {
+            continue;
+        }
         let mut world = World::with(SshdOptions::default().config(forwards));
         let flags = ["-p", "dev", "-p", "audit", "--transport", transport, "--linger", "2h"];
         let tunnel = world.tunnel(&flags);
@@ -380,7 +383,7 @@ fn what_cannot_linger_is_refused_with_the_way_out() {
         assert_eq!(output.code, Some(2), "{output}");
         assert!(output.stderr().contains(reason), "{output}");
     }
-    assert_eq!(world.sshd.log(), "");
+    assert_eq!(world.sshd.knocks(), 0);
 
     let mut world = World::with(SshdOptions::default().config("ForceCommand internal-sftp"));
     let output = world.run(world.connect(&["-p", "dev", "-N", "--linger", "1h"]));

@@ -23,7 +23,7 @@ use sandbox::{
     users::User,
 };
 
-use crate::support::{BASTION, PATIENCE, Tunnel, World, reachable};
+use crate::support::{BASTION, PATIENCE, Tunnel, World};
 
 #[test]
 fn ten_thousand_requests_leave_the_shell_responsive_and_memory_flat() {
@@ -232,7 +232,7 @@ impl Target {
 
     /// Starts [`generator`] as `user`.
     fn start(&self, world: &World, user: &User, what: &str) -> Process {
-        let binary = reachable(&std::env::current_exe().unwrap());
+        let binary = sandbox::reach::reachable(&std::env::current_exe().unwrap());
         let arguments = ["--exact", "load::generator", "--ignored", "--nocapture"];
         let mut command = world.as_user(user, binary.to_str().unwrap(), &arguments);
         command.env("LOAD", what).env("PORT", self.port.to_string()).env("TOKEN", &self.token);

@@ -224,7 +224,7 @@ fn a_list_of_the_configuration_file_gives_each_host_what_it_says_of_it() {
     write(
         &fleet,
         "[defaults]\nprofile = \"dev\"\nbatch = true\n[lists]\nall = [\"bastion\", \"web\"]\n\
-         [hosts.web]\nprofile = \"audit\"\nonly-profiles = [\"audit\"]\nmax-lifetime = \"8h\"\ntransport = \"unix\"\n",
+         [hosts.web]\nprofile = \"audit\"\nonly-profiles = [\"audit\"]\nmax-lifetime = \"8h\"\ntransport = \"file\"\n",
     );
     let mut process =
         fleet.world.laptop.spawn(fleet.world.broker(&["connect", "@all", "-N", "--print-env", "json"]));

@@ -136,7 +136,7 @@ fn row_37_where_a_key_is_refused_a_person_is_asked_and_nobody_hammers() {
     let mut world = World::new();
     let mut terminal = shell(&world, &[]);
     world.sshd.configure(&["PubkeyAuthentication no".to_owned(), "PasswordAuthentication yes".to_owned()]);
-    let log = |world: &World| world.sshd.log().matches("Connection from").count();
+    let log = |world: &World| world.sshd.knocks();
     let before = log(&world);
     world.sshd.kill_connections();
     terminal.wait_for_text("could not log in", PATIENCE);
@@ -154,42 +154,31 @@ fn row_37_where_a_key_is_refused_a_person_is_asked_and_nobody_hammers() {
     world.assert_clean();
 }
 
-/// Gives the host's user a password, for this test's eyes only.
-fn set_password(world: &World, password: &str) {
-    let script = format!(
-        "cp /etc/shadow /run/shadow && chmod 600 /run/shadow && mount --bind /run/shadow /etc/shadow && \
-         sed -i.old 's|^{name}:[^:]*:|{name}:'\"$(openssl passwd -6 '{password}')\"':|' /run/shadow && cat /run/shadow > /etc/shadow",
-        name = world.sshd.user().name
-    );
-    let status = Command::new("sh").args(["-ec", &script]).status().unwrap();
-    assert!(status.success(), "no password could be set");
-}
-
 #[test]
 fn a_login_with_a_password_is_never_repeated_without_its_person() {
     if sandbox::isolated!() {
         return;
     }
     let mut world = World::with(SshdOptions::default().config("PasswordAuthentication yes"));
-    set_password(&world, "open sesame");
+    world.sshd.set_password("open sesame");
     // The key is there and refused: what was typed is the only way in.
     world.sshd.configure(&["PubkeyAuthentication no".to_owned(), "PasswordAuthentication yes".to_owned()]);
     let connect = world.broker(&["connect", BASTION, "-p", "dev"]);
     let mut terminal = world.laptop.terminal(connect, 40, 200);
-    terminal.wait_for_text("Password: ", PATIENCE);
+    terminal.wait_for_text("Password:", PATIENCE);
     terminal.send("open sesame\n");
     terminal.wait_for_text("AWS SDKs on", PATIENCE);
-    let connections = || world.sshd.log().matches("Connection from").count();
+    let connections = || world.sshd.knocks();
     let before = connections();
     world.sshd.kill_connections();
     terminal.wait_for_text("press Enter to log in again", PATIENCE);
     assert!(!within(Duration::from_secs(4), || connections() != before), "it did not wait");
     terminal.send("\n");
-    terminal.wait_for_text("Password: ", PATIENCE);
+    terminal.wait_for_text("Password:", PATIENCE);
     terminal.send("open sesame\n");
     terminal.wait_for_text("this is a new shell", PATIENCE);
     eventually("two logins", PATIENCE, || {
-        let count = world.sshd.log().matches("Accepted password").count();
+        let count = world.sshd.logins();
         if count == 2 { Ok(()) } else { Err(format!("{count}")) }
     });
     terminal.send("exit 0\n");

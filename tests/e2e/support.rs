@@ -10,12 +10,11 @@ use std::{
 use sandbox::{
     aws::FakeAws,
     home::{Home, Host, Output, Process, Stream, run_within},
+    reach::reachable,
     secrets::{Place, assert_no_secret},
-    sshd::{Sshd, SshdOptions},
+    sshd::{Program, Sshd, SshdOptions},
     users::{AsUser as _, User},
 };
-
-use crate::other_servers::{Kind, Server};
 
 pub const ACCOUNT: &str = "123456789012";
 pub const REGION: &str = "eu-west-1";
@@ -46,8 +45,6 @@ pub struct World {
     tokens: Vec<String>,
     /// What programs of this test printed as events.
     events: Vec<String>,
-    /// What the laptop connects to instead of the sshd.
-    other: Option<Server>,
 }
 
 impl World {
@@ -83,23 +80,14 @@ impl World {
         let profiles = [("dev", ACCOUNT, "Developer"), ("audit", ACCOUNT, "Auditor")];
         aws.seed_home(laptop.path(), "corp", &profiles, REGION);
         aws.seed_token(laptop.path(), "corp");
-        let other = Kind::asked_for().map(|kind| {
-            let environment: Vec<_> =
-                aws.environment().into_iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
-            Server::start(kind, &sshd, &laptop, &environment)
+        laptop.add_host(&Host {
+            alias: BASTION.into(),
+            port: sshd.port(),
+            user: sshd.user().name.clone(),
+            known_hosts_line: sshd.known_hosts_line("127.0.0.1"),
+            key: sshd.client_key(),
         });
-        match &other {
-            Some(server) => laptop.add_host(server.host()),
-            None => laptop.add_host(&Host {
-                alias: BASTION.into(),
-                port: sshd.port(),
-                user: sshd.user().name.clone(),
-                known_hosts_line: sshd.known_hosts_line("127.0.0.1"),
-                key: sshd.client_key(),
-            }),
-        }
-        let world =
-            Self { aws, sshd, laptop, said: Vec::new(), tokens: Vec::new(), events: Vec::new(), other };
+        let world = Self { aws, sshd, laptop, said: Vec::new(), tokens: Vec::new(), events: Vec::new() };
         world.own_aws_files();
         world
     }
@@ -340,10 +328,19 @@ impl World {
         use std::os::unix::fs::MetadataExt as _;
 
         let here = std::fs::read_link("/proc/self/ns/net").unwrap();
-        let server = self.other.as_ref().map(Server::pid);
+        // The others serve as the user who logged in.
+        let servers = match self.sshd.program() {
+            Program::Openssh => Vec::new(),
+            _ => self.sshd.connections(),
+        };
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         let running = processes.filter_map(|entry| {
-            let id = entry.file_name().to_str()?.parse().ok().filter(|id| Some(*id) != server)?;
+            let id = entry
+                .file_name()
+                .to_str()?
+                .parse()
+                .ok()
+                .filter(|id| !servers.contains(&nix::unistd::Pid::from_raw(*id)))?;
             let ours = entry.metadata().ok()?.uid() == self.sshd.user().uid
                 && std::fs::read_link(entry.path().join("ns/net")).ok()? == here;
             let command = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
@@ -495,15 +492,17 @@ pub fn sdk(path: &str) -> PathBuf {
     reachable(&path)
 }
 
-/// A checkout may lie where only its owner may look. The test's mount namespace shows its target directory in `/mnt`.
-pub fn reachable(path: &Path) -> PathBuf {
-    static MOUNTED: std::sync::Once = std::sync::Once::new();
-    let target = Path::new(env!("CARGO_BIN_EXE_broker")).parent().unwrap().parent().unwrap();
-    MOUNTED.call_once(|| {
-        let mounted = Command::new("mount").arg("--bind").arg(target).arg("/mnt").status().unwrap();
-        assert!(mounted.success(), "could not mount {} on /mnt", target.display());
-    });
-    Path::new("/mnt").join(path.strip_prefix(target).unwrap())
+/// Returns whether this server can do this transport: dropbear forwards no unix sockets.
+pub fn offers(transport: &str) -> bool {
+    transport != "unix" || Program::asked_for() != Program::Dropbear
+}
+
+/// How a port is told that another connection of ours has: dropbear listens as root.
+pub fn holder_of_ours() -> &'static str {
+    match Program::asked_for() {
+        Program::Dropbear => "in use by root (uid 0)",
+        _ => "in use by a process of yours",
+    }
 }
 
 /// Returns whether something happens within this time.

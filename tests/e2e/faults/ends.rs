@@ -46,12 +46,12 @@ fn row_37_where_a_key_is_refused_in_batch_that_is_the_end_and_no_hammering() {
     let mut world = World::new();
     let mut tunnel = world.tunnel(&["-p", "dev"]);
     world.sshd.configure(&["PubkeyAuthentication no".to_owned(), "PasswordAuthentication yes".to_owned()]);
-    let before = world.sshd.log().matches("Connection from").count();
+    let before = world.sshd.knocks();
     world.sshd.kill_connections();
     let output = assert_ended(&mut world, &mut tunnel, 5, PATIENCE);
     assert!(output.stderr().contains("bastion does not let us in again"), "{output}");
     assert!(output.stderr().contains("could not log in"), "{output}");
-    assert_eq!(world.sshd.log().matches("Connection from").count(), before + 1);
+    assert_eq!(world.sshd.knocks(), before + 1);
     world.wait_for_clean_host();
     world.assert_clean();
 }
@@ -65,11 +65,11 @@ fn row_37_with_a_limit_the_door_is_knocked_at_once_a_minute() {
     let patience = if long() { "150s" } else { "12s" };
     let mut tunnel = world.tunnel(&["-p", "dev", "--reconnect-for", patience]);
     world.sshd.configure(&["PubkeyAuthentication no".to_owned(), "PasswordAuthentication yes".to_owned()]);
-    let before = world.sshd.log().matches("Connection from").count();
+    let before = world.sshd.knocks();
     world.sshd.kill_connections();
     let output = assert_ended(&mut world, &mut tunnel, 5, Duration::from_secs(if long() { 170 } else { 25 }));
     assert!(output.stderr().contains("bastion was not back within"), "{output}");
-    let knocked = world.sshd.log().matches("Connection from").count() - before;
+    let knocked = world.sshd.knocks() - before;
     assert!((1..=if long() { 4 } else { 2 }).contains(&knocked), "{knocked} times");
     world.wait_for_clean_host();
     world.assert_clean();

@@ -14,7 +14,7 @@ use sandbox::{
 };
 
 use super::{assert_stops_clean, broken};
-use crate::support::{PATIENCE, World, eventually};
+use crate::support::{PATIENCE, World, eventually, holder_of_ours};
 
 /// Puts a file system of its own, with what was there, in the place of a directory of the laptop's user.
 fn small_disk(world: &World, directory: &str) {
@@ -257,7 +257,7 @@ fn a_new_broker_beside_a_connection_that_the_host_still_believes_in_says_so_and_
     std::fs::remove_dir_all(world.laptop.join(".local/state/broker/connections")).unwrap();
     let next = world.tunnel(&["-p", "dev"]);
     let said = next.process.text(Stream::Stderr);
-    assert!(said.contains("port 4144") && said.contains("yours"), "{said}");
+    assert!(said.contains("port 4144") && said.contains(holder_of_ours()), "{said}");
     assert!(!next.url().ends_with(":4144/"), "the port of a process that may live is not taken");
     let (token, user) = (next.token(), world.sshd.user().clone());
     assert_eq!(world.fetch(&user, next.url(), Some(&token)).status(), 200);

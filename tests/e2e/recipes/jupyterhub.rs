@@ -8,7 +8,7 @@ use sandbox::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{ACCOUNT, PATIENCE, World, checkout, reachable, sdk};
+use crate::support::{ACCOUNT, PATIENCE, World, checkout, sdk};
 
 /// A hub and a notebook server start slowly on a busy machine.
 const START: std::time::Duration = PATIENCE.saturating_mul(3);
@@ -77,7 +77,7 @@ fn a_kernel_of_jupyterhub_reads_a_bucket_while_we_are_connected_and_not_after() 
     }
     let mut world = World::fresh_home();
     let directory = tempfile::tempdir().unwrap();
-    let _reachable = reachable(Path::new(env!("CARGO_BIN_EXE_broker")));
+    let _reachable = sandbox::reach::reachable(Path::new(env!("CARGO_BIN_EXE_broker")));
     let mut hub = start_hub(&world, directory.path());
     let mut notebook = open_notebook(&world);
     assert_eq!(notebook.cell("import getpass; print(getpass.getuser())"), Ok(world.sshd.user().name.clone()));

@@ -1,4 +1,4 @@
-"""An SSH server that lets everybody in and then behaves as its argument says; `honest` is one that users really meet.
+"""An SSH server that lets everybody in and then behaves as its argument says.
 
 Prints `port N`, `hostkey TYPE BASE64`, and what the client made of it. Everything that it receives in channels that
 run commands goes to the file that is its second argument.
@@ -112,9 +112,6 @@ class Server(asyncssh.SSHServer):
         if MODE == 'no-listener':
             return asyncssh.SSHListener()
         return True
-
-    async def unix_server_requested(self, path):
-        return MODE == 'honest'
 
 
 async def copy(reader, writer, into=None):
@@ -252,7 +249,7 @@ async def handle(process):
             if MODE == 'kinds':
                 asyncio.ensure_future(unasked_kinds(process.channel.get_connection()))
             status = await helper(process)
-        elif MODE in ('honest', 'flood'):
+        elif MODE == 'flood':
             status = await real(process)
         else:
             return await job(process)
