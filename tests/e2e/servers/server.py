@@ -95,7 +95,7 @@ class Server(asyncssh.SSHServer):
         if MODE == 'auth-hangs':
             await asyncio.sleep(1000)
         if MODE == 'banner':
-            for n in range(2000):
+            for n in range(200):
                 self.conn.send_auth_banner(f'{n} {RED}\r\n' + 'b' * 4000)
         if MODE == 'disconnect':
             self.conn.send_packet(DISCONNECT, UInt32(2), String(f'go away {RED}\r\nand more'), String(''))
