@@ -113,7 +113,8 @@ fn row_45_a_day_of_renewals_and_cuts_leaves_nothing_behind() {
     // One that every cut left would make three. A renewal may be under way while they are counted.
     let (early, late) = (tasks[..2].iter().max().unwrap(), tasks[tasks.len() - 2..].iter().min().unwrap());
     assert!(*late <= early + 1, "{tasks:?}");
-    assert!(last.threads <= first.threads.max(3), "{first:?}, at last {last:?}");
+    // Those that read files come and go; one that every cut left would make five.
+    assert!(last.threads <= first.threads + 2, "{first:?}, at last {last:?}");
     eventually("no descriptor is left open", PATIENCE, || match Vitals::of(&tunnel).descriptors {
         now if now <= first.descriptors => Ok(()),
         now => Err(format!("{now}, at first {first:?}")),
