@@ -14,6 +14,7 @@ use tokio::{
 use super::{
     failure::{Failure, Kind},
     keyboard::Keyboard,
+    stdout::Stdout,
     terminal::Terminal,
 };
 use crate::ssh::{
@@ -63,7 +64,7 @@ pub(super) async fn run(
     };
     let local = Local {
         stdin: Keyboard::open(),
-        stdout: tokio::io::stdout(),
+        stdout: Stdout::open(),
         stderr: tokio::io::stderr(),
         sizes,
         escape: escape.filter(|_| interactive),

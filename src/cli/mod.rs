@@ -41,6 +41,7 @@ mod relogin;
 mod ssh_config;
 mod status;
 pub(crate) mod stderr;
+mod stdout;
 mod steer;
 pub(crate) mod terminal;
 mod tunnels;

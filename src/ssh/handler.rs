@@ -20,9 +20,10 @@ use tracing::{debug, warn};
 
 use super::{
     algorithms,
+    chunk::Kind,
     error::HostKeyRefused,
     forward::{Arrival, Forwards, Judgement},
-    inbox::{Channels, Exit, Inbox, Kind, Limit, Verdict},
+    inbox::{Channels, Exit, Inbox, Limit, Verdict},
     pump::{Outward, Pump},
     session::{HostKeys, Trust},
     transport::{Kill, Killed},

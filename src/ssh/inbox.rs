@@ -16,9 +16,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Bytes, BytesMut};
-
-use super::transport::Kill;
+use super::{
+    chunk::{Chunk, Growing, Kind, Spare},
+    transport::Kill,
+};
 
 /// How much may arrive on a channel.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,40 +32,6 @@ pub(super) enum Limit {
     /// the only one of its connection. Whoever reads may be slow, and nothing is lost.
     Held(usize),
 }
-
-/// Which stream of a channel bytes came on.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Kind {
-    Data,
-    /// Extended data: standard error, and whatever else a server may call so.
-    Extended,
-}
-
-/// What came on one stream without anything from another in between, and was not taken meanwhile.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Chunk {
-    pub(super) kind: Kind,
-    pub(super) bytes: Bytes,
-}
-
-/// The same, while it grows.
-#[derive(Debug)]
-pub(super) struct Growing {
-    kind: Kind,
-    bytes: BytesMut,
-}
-
-impl From<Growing> for Chunk {
-    fn from(grown: Growing) -> Self {
-        Self { kind: grown.kind, bytes: grown.bytes.freeze() }
-    }
-}
-
-/// How large a chunk grows, in bytes: the way to standard output is a thread of its own, and has its price.
-pub(super) const CHUNK: usize = 256 << 10;
-
-/// Where so much comes at once, in bytes, there is more to come: most of a packet.
-const BULK: usize = 16 << 10;
 
 /// How a channel ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -142,6 +109,7 @@ impl Overflow {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) chunks: VecDeque<Growing>,
+    pub(super) spare: Spare,
     /// Bytes in `chunks`.
     pub(super) waiting: usize,
     /// Bytes that the reader has taken, and how many of them the pump waits for.
@@ -178,6 +146,7 @@ impl Inbox {
     pub(super) fn new(limit: Limit) -> Self {
         Self(Mutex::new(State {
             chunks: VecDeque::new(),
+            spare: Spare::default(),
             waiting: 0,
             taken: 0,
             wanted: None,
@@ -349,22 +318,14 @@ impl State {
 
     fn add(&mut self, kind: Kind, bytes: &[u8]) {
         self.waiting += bytes.len();
-        if let Some(last) = self.chunks.back_mut()
-            && last.kind == kind
-            && last.bytes.len() + bytes.len() <= CHUNK
-        {
-            if bytes.len() >= BULK {
-                last.bytes.reserve(CHUNK - last.bytes.len());
-            }
-            last.bytes.extend_from_slice(bytes);
-        } else {
-            self.chunks.push_back(Growing { kind, bytes: BytesMut::from(bytes) });
+        if !self.chunks.back_mut().is_some_and(|last| last.add(kind, bytes)) {
+            self.chunks.push_back(Growing::new(kind, bytes, &self.spare));
         }
     }
 
     /// Takes the oldest chunk in memory.
     pub(super) fn pop(&mut self) -> Option<Chunk> {
-        let chunk = Chunk::from(self.chunks.pop_front()?);
+        let chunk = self.chunks.pop_front()?.into_chunk(&self.spare);
         self.waiting = self.waiting.saturating_sub(chunk.bytes.len());
         self.hold();
         self.took(chunk.bytes.len());

@@ -4,6 +4,7 @@ mod agent;
 pub(crate) mod algorithms;
 pub(crate) mod auth;
 mod child;
+mod chunk;
 pub(crate) mod config;
 pub(crate) mod dial;
 pub(crate) mod error;

@@ -18,7 +18,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    inbox::{Chunk, End, Exit, Growing, Inbox, Kept, Kind, Limit, Overflow, State},
+    chunk::{Chunk, Growing, Kind},
+    inbox::{End, Exit, Inbox, Kept, Limit, Overflow, State},
     pipe::{Writer, pipe},
     pump::{Finished, Outward, Pump, Step},
     transport::Kill,
@@ -393,11 +394,11 @@ fn write_behind(batch: Batch) -> io::Result<(Arc<File>, u64)> {
         None => (Arc::new(nameless_file()?), 0),
     };
     let mut bytes = Vec::new();
-    for chunk in batch.chunks.into_iter().map(Chunk::from) {
+    for chunk in batch.chunks {
         let length = u32::try_from(chunk.bytes.len()).map_err(io::Error::other)?;
         bytes.put_u8(u8::from(chunk.kind == Kind::Extended));
         bytes.put_u32(length);
-        bytes.put(chunk.bytes);
+        bytes.extend_from_slice(&chunk.bytes);
     }
     file.write_all_at(&bytes, at)?;
     Ok((file, at + bytes.len() as u64))

@@ -23,7 +23,8 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    inbox::{Channels, End, Inbox, Kind},
+    chunk::Kind,
+    inbox::{Channels, End, Inbox},
     pipe::{Reader, Writer, pipe},
     room::Place,
 };

@@ -130,10 +130,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ssh::{
-        handler::ARRIVAL_LIMIT,
-        inbox::{Kind, Verdict},
-    };
+    use crate::ssh::{chunk::Kind, handler::ARRIVAL_LIMIT, inbox::Verdict};
 
     fn inbox() -> Arc<Inbox> {
         let inbox = Arc::new(Inbox::new(ARRIVAL_LIMIT));

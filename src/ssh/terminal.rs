@@ -2,6 +2,9 @@
 //!
 //! This knows byte streams only. Who reads the tty, makes it raw and gives it back is `cli::terminal`.
 
+use std::io;
+
+use bytes::Bytes;
 use russh::Pty as Mode;
 use rustix::termios::{
     ControlModes, InputModes, LocalModes, OutputModes, SpecialCodeIndex, SpecialCodes, Termios,
@@ -52,6 +55,19 @@ pub(crate) enum Outcome {
     OutputLost(String),
 }
 
+/// What takes the output of a [`Process`].
+pub(crate) trait Output {
+    /// Returns when `bytes` are where whoever reads them can take them.
+    fn put(&mut self, bytes: Bytes) -> impl Future<Output = io::Result<()>> + Send;
+}
+
+impl<W: AsyncWrite + Unpin + Send> Output for W {
+    async fn put(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.write_all(&bytes).await?;
+        self.flush().await
+    }
+}
+
 /// One read of what is typed or piped in.
 const READ: usize = 16 * 1024;
 
@@ -66,8 +82,8 @@ const ESCAPES: &str = "Supported escape sequences:\r\n \
 pub(crate) async fn bridge<I, O, E>(process: Process, pump: Pump, local: Local<'_, I, O, E>) -> Outcome
 where
     I: AsyncRead + Unpin,
-    O: AsyncWrite + Unpin,
-    E: AsyncWrite + Unpin,
+    O: Output,
+    E: Output,
 {
     let Process { mut stdin, mut events, control, has_pty } = process;
     let Local { stdin: mut typed, mut stdout, mut stderr, mut sizes, escape, suspend } = local;
@@ -101,14 +117,14 @@ where
                 Some(()) = noticed.recv() => Some(Event::Stderr(ESCAPES.into())),
             };
             let written = match event {
-                Some(Event::Stdout(bytes)) => write(&mut stdout, &bytes).await,
-                Some(Event::Stderr(bytes)) => write(&mut stderr, &bytes).await,
+                Some(Event::Stdout(bytes)) => stdout.put(bytes).await,
+                Some(Event::Stderr(bytes)) => stderr.put(bytes).await,
                 Some(Event::Exit(exit)) => return Outcome::Exited(exit),
                 None => return Outcome::Exited(Exit::Unknown),
             };
             match written {
                 Ok(()) => {}
-                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Outcome::OutputClosed,
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Outcome::OutputClosed,
                 Err(e) => return Outcome::OutputLost(e.to_string()),
             }
         }
@@ -131,11 +147,6 @@ where
         outcome = input => outcome,
         () = resizing => Outcome::Exited(Exit::Unknown),
     }
-}
-
-async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Result<()> {
-    to.write_all(bytes).await?;
-    to.flush().await
 }
 
 /// What a person typed.

@@ -47,6 +47,7 @@ mod neighbours;
 mod no_proc;
 mod nodes;
 mod other_servers;
+mod outputs;
 mod picker;
 mod profiles;
 mod recipes;
