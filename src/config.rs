@@ -2,6 +2,7 @@
 //!
 //! The only place that reads the environment. Everything that can be wrong without a network is found here.
 
+mod allow;
 pub(crate) mod file;
 pub(crate) mod pin;
 pub(crate) mod whose;
@@ -413,7 +414,7 @@ pub(crate) fn plan(flags: Flags, environment: &Environment) -> Result<Plan, Erro
     let target = target(&flags, environment, &mut warnings)?;
     let pin = environment.file.pin(&target.original, &target.hostname);
     pin.check(&target.original, &flags.wanted, &profiles, environment)?;
-    let on_request = allowed(&flags.allow, &profiles, &pin, &target.original, environment)?;
+    let on_request = allow::allowed(&flags.allow, &profiles, &pin, &target.original, environment)?;
 
     let job = job(&flags, &target.session);
     Ok(Plan {
@@ -530,95 +531,8 @@ fn asked(flags: &Flags, environment: &Environment) -> Result<(Request, Surroundi
     Ok((request, surroundings))
 }
 
-/// Resolves the profiles that match any of the patterns and may go there, other than those that are served anyway.
-fn allowed(
-    patterns: &[String],
-    served: &[Profile],
-    pin: &Pin,
-    host: &str,
-    environment: &Environment,
-) -> Result<Vec<Profile>, Error> {
-    if patterns.is_empty() {
-        return Ok(Vec::new());
-    }
-    let all = environment.aws_profiles()?;
-    let mut resolved: Vec<Profile> = Vec::new();
-    for pattern in patterns {
-        let (mut matched, mut refused) = (false, None);
-        for name in all.names().into_iter().filter(|name| matches(pattern, name.as_str())) {
-            if served.iter().chain(&resolved).any(|known| known.name == name) {
-                matched = true;
-                continue;
-            }
-            if let Err(error) = pin.permits(&name, host) {
-                refused.get_or_insert(error);
-                continue;
-            }
-            // One that cannot be served was not meant by a pattern.
-            if let Ok(mut profiles) = profiles(&[name.to_string()], environment) {
-                matched |= !profiles.is_empty();
-                resolved.append(&mut profiles);
-            }
-        }
-        if !matched {
-            if let Some(refused) = refused {
-                return Err(refused.into());
-            }
-            let known = all.names().iter().map(ToString::to_string).collect();
-            return Err(Error::NothingAllowed { pattern: crate::printable::one_line(pattern), known });
-        }
-    }
-    Ok(resolved)
-}
-
-/// Whether `name` is what `pattern` says: `*` stands for any characters, `?` for one.
-fn matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
-    let (mut pattern, mut name) = (pattern.as_slice(), name.as_slice());
-    let mut retry = None;
-    loop {
-        match (pattern.split_first(), name.split_first()) {
-            (Some(('*', rest)), _) => {
-                retry = Some((rest, name));
-                pattern = rest;
-            }
-            (Some((wanted, rest)), Some((found, more))) if *wanted == '?' || wanted == found => {
-                (pattern, name) = (rest, more);
-            }
-            (None, None) => return true,
-            // The last run takes one character more.
-            _ => match retry {
-                Some((rest, [_, more @ ..])) => {
-                    retry = Some((rest, more));
-                    (pattern, name) = (rest, more);
-                }
-                _ => return false,
-            },
-        }
-    }
-}
-
 /// Resolves named profiles, without what the person should know of them.
 pub(crate) fn profiles(named: &[String], environment: &Environment) -> Result<Vec<Profile>, Error> {
     let wanted = Wanted { profiles: named.to_vec(), ..Wanted::default() };
     whose::profiles(&wanted, environment, &mut Vec::new())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pattern_matches_whole_names() {
-        for (pattern, name) in
-            [("dev-*", "dev-a"), ("*", ""), ("*-ro", "a-b-ro"), ("a?c", "abc"), ("**a*", "bab")]
-        {
-            assert!(matches(pattern, name), "{pattern} {name}");
-        }
-        for (pattern, name) in
-            [("dev", "dev-a"), ("dev-*", "xdev-a"), ("a?c", "ac"), ("*-ro", "a-rox"), ("", "a")]
-        {
-            assert!(!matches(pattern, name), "{pattern} {name}");
-        }
-    }
 }
