@@ -1,8 +1,8 @@
 //! stdout, for as much as a host has to say.
 //!
-//! `tokio`'s copies every piece and hands it to a thread, which costs more than to decrypt it. A pipe can be written
-//! without either, if a write returns instead of waiting. Whoever shares the pipe must not find that changed, so it is
-//! opened once more, for us alone.
+//! `tokio`'s copies every piece and hands it to a thread, which slows a large file down. A pipe can be written without
+//! either, if a write returns instead of waiting. Whoever shares the pipe must not find that changed, so it is opened
+//! once more, for us alone.
 
 use std::io;
 
@@ -20,19 +20,20 @@ use tokio::{
 use crate::{ssh::terminal::Output, tasks::reraise};
 
 /// This process's stdout on Linux (proc(5)).
-const AGAIN: &str = "/proc/self/fd/1";
+const PATH: &str = "/proc/self/fd/1";
 
 /// This process's stdout. Whoever reads it may take any time.
 #[derive(Debug)]
 pub(super) enum Stdout {
     Pipe(Sender),
-    /// A terminal, a file, or a pipe that we may not open: a thread waits for it.
+    /// A terminal, a file, or a pipe that we may not open: a thread waits for it, so that a disk that hangs does not stop
+    /// the tunnel. For a large file that is slower than what `ssh` does, which waits itself.
     Other,
 }
 
 impl Stdout {
     pub(super) fn open() -> Self {
-        OpenOptions::new().open_sender(AGAIN).map_or(Self::Other, Self::Pipe)
+        OpenOptions::new().open_sender(PATH).map_or(Self::Other, Self::Pipe)
     }
 }
 
